@@ -1,0 +1,213 @@
+"Properties of ListOps: every text either parses and renders back, or is refused; data are whole, distinct and repeatable"
+import gc, hashlib, os, pickle, subprocess, sys
+
+import matplotlib
+matplotlib.use('Agg')
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from ebt_toy.data import create_synthetic_data, generator
+from ebt_toy.listops import (OPERATORS, PAD, TOKEN_ID, VOCAB, ListOpsError, Tree, detokenize, draw_tree, evaluate, grow, node_values, parents,
+                             parse, positions, random_numbers, render, tokenize, tree_length)
+
+digits = st.sampled_from('0123456789').map(lambda d: ((d,), (0,)))
+
+def join(op_and_args):
+    op,args = op_and_args
+    return (op, *(n for a in args for n in a[0])),(len(args), *(n for a in args for n in a[1]))
+
+trees = st.recursive(digits, lambda sub: st.tuples(st.sampled_from(list(OPERATORS)), st.lists(sub, min_size=1, max_size=6)).map(join), max_leaves=60).map(lambda t: Tree(*t))
+soups = st.lists(st.sampled_from(VOCAB[1:]), max_size=25).map(' '.join)
+
+def read(tokens):
+    "The meaning of an expression, by recursion"
+    token = next(tokens)
+    if token == ']': return None
+    if token not in OPERATORS: return int(token)
+    args = []
+    while (arg := read(tokens)) is not None: args.append(arg)
+    return {'[MIN': min, '[MAX': max, '[MED': lambda a: int(np.median(a)), '[SM': lambda a: sum(a) % 10}[token](args)
+
+def recursive_value(text): return read(t for t in text.split() if t not in '()')
+
+def as_pairs(tokens):
+    "The same from the parentheses alone: each pair applies its left half to its right half"
+    token = next(tokens)
+    if token != '(': return token
+    left,right = as_pairs(tokens),as_pairs(tokens)
+    assert next(tokens) == ')'
+    if isinstance(left, str): return [left, right]
+    if right != ']': return left + [right]
+    op,*args = left
+    return str(recursive_value(' '.join([op, *args, ']'])))
+
+@given(trees, st.booleans())
+def test_parse_inverts_render(tree, parens):
+    text = render(tree, parens)
+    assert parse(text) == tree
+    assert tree_length(tree, parens) == len(text.split())
+    assert detokenize(tokenize(text)) == text
+    assert eval(repr(tree)) == tree
+
+@given(trees)
+def test_stack_evaluator_equals_both_recursive_ones(tree):
+    value = evaluate(tree)
+    assert value == evaluate(render(tree)) == evaluate(render(tree, parens=False)) == recursive_value(render(tree))
+    assert str(value) == as_pairs(iter(render(tree).split()))
+
+@given(trees)
+def test_flat_rows_describe_one_tree(tree):
+    up = parents(tree)
+    assert up[0] == -1 and all(0 <= p < i for i,p in enumerate(up) if i)
+    assert [up.count(i) for i in range(len(up))] == list(tree.n_args)
+    x,y = zip(*positions(tree))
+    assert [a for a,n in zip(x, tree.n_args) if not n] == list(range(tree.n_args.count(0)))
+    assert all(y[i] == y[p] - 1 for i,p in enumerate(up) if i)
+    assert len(set(zip(x, y))) == len(x)
+
+def accepts_or_refuses(text):
+    try: tree = parse(text)
+    except ListOpsError as e:
+        starts = [i for i,c in enumerate(text) if not c.isspace() and (i == 0 or text[i - 1].isspace())] + [len(text)]
+        assert starts[e.token] == e.offset and f"token {e.token}, character {e.offset}" in str(e)
+        return False
+    assert render(tree, parens='(' in text).split() == text.split()
+    assert evaluate(tree) == recursive_value(text)
+    return True
+
+@settings(max_examples=500)
+@given(soups)
+def test_token_soup(text): accepts_or_refuses(text)
+
+@given(st.text(alphabet='[]()MINAXEDS 0123456789\n\t\x00é０', max_size=40))
+def test_character_soup(text): accepts_or_refuses(text)
+
+@settings(max_examples=500)
+@given(trees, st.booleans(), st.data())
+def test_mutated_text(tree, parens, data):
+    words = render(tree, parens).split()
+    i = data.draw(st.integers(0, len(words) - 1))
+    j = data.draw(st.integers(0, len(words) - 1))
+    token = data.draw(st.sampled_from(VOCAB[1:]))
+    edit = data.draw(st.sampled_from(['delete', 'insert', 'replace', 'swap', 'cut']))
+    if edit == 'delete': del words[i]
+    elif edit == 'insert': words.insert(i, token)
+    elif edit == 'replace': words[i] = token
+    elif edit == 'swap': words[i],words[j] = words[j],words[i]
+    else: words = words[:i]
+    accepted = accepts_or_refuses(' '.join(words))
+    assert not (accepted and edit == 'cut')   # a proper prefix is never an expression
+
+@given(trees, st.data())
+def test_every_parenthesis_counts(tree, data):
+    words = render(tree).split()
+    where = [i for i,w in enumerate(words) if w in '()']
+    if not where: return
+    del words[data.draw(st.sampled_from(where))]
+    assert not accepts_or_refuses(' '.join(words))
+
+@pytest.mark.parametrize('bad', [None, 7, b'[MIN 3 ]', ['7']])
+def test_only_strings_parse(bad):
+    for f in (parse, tokenize, evaluate):
+        with pytest.raises(ListOpsError, match='expected a string'): f(bad)
+
+@pytest.mark.parametrize('bad', [[18], [-1], [1.0], ['7'], [3, PAD, 3]])
+def test_only_known_ids_read(bad):
+    with pytest.raises(ListOpsError, match='unknown token id'): detokenize(bad)
+
+def test_the_error_travels_between_processes():
+    with pytest.raises(ListOpsError) as e: parse('[MIN 3 ] 4')
+    same = pickle.loads(pickle.dumps(e.value))
+    assert (str(same), same.token, same.offset) == (str(e.value), 3, 9)
+
+def test_vocabulary():
+    assert len(VOCAB) == len(set(VOCAB)) == 18 and PAD == 0 and VOCAB[PAD] not in TOKEN_ID
+    assert detokenize(torch.zeros(5, dtype=torch.int64)) == ''
+
+@pytest.mark.parametrize('parens', [True, False])
+def test_a_hundred_thousand_levels(parens):
+    levels = 100_000
+    ops = [list(OPERATORS)[i % 4] for i in range(levels)]
+    tree = Tree((*ops, '7'), (1,)*levels + (0,))
+    text = render(tree, parens)
+    again = parse(text)
+    assert again == tree and hash(again) == hash(tree) and evaluate(again) == 7
+    assert len(repr(again)) > levels and pickle.loads(pickle.dumps(again)) == tree
+    assert parents(tree)[-1] == levels - 1 and positions(tree)[-1] == (0, -levels)
+    with pytest.raises(ListOpsError, match='ends inside' if not parens else 'do not pair|ends inside'): parse(text[:-2])
+    del tree, again
+    gc.collect()
+
+def test_a_hundred_thousand_arguments():
+    text = '[SM ' + '1 '*100_003 + ']'
+    assert evaluate(text) == 3 and evaluate(render(parse(text))) == 3
+
+def test_growth_follows_the_rule():
+    draws = random_numbers(generator(0))
+    grown = [grow(draws, max_depth=3, max_args=4) for _ in range(20_000)]
+    assert abs(np.mean([t.n_args[0] > 0 for t in grown]) - 0.25) < 0.015
+    counts = np.bincount([n for t in grown for n in t.n_args], minlength=5)
+    assert counts[1] == 0 and len(counts) == 5 and np.ptp(counts[2:]) < 0.1*counts[2:].mean()
+    names = [t.nodes[0] for t in grown]
+    for group in (OPERATORS, '0123456789'):
+        share = np.array([names.count(n) for n in group])/sum(n in group for n in names)
+        assert np.abs(share - 1/len(group)).max() < 0.03
+    assert {int(-min(y for _,y in positions(t))) for t in grown} == {0, 1, 2}
+
+def test_a_drawing_shows_every_node_and_result():
+    import matplotlib.pyplot as plt
+    fig,ax = plt.subplots()
+    tree = parse('[SM 5 [MAX 2 [MIN 9 4 ] 3 ] [MED 1 8 6 7 ] ]')
+    assert draw_tree(tree, ax) is ax
+    assert [t.get_text() for t in ax.texts if t.get_gid() == 'node'] == [n.lstrip('[') for n in tree.nodes]
+    assert [int(t.get_text()) for t in ax.texts if t.get_gid() == 'value'] == [v for v,n in zip(node_values(tree), tree.n_args) if n]
+    assert len(ax.lines) == len(tree.nodes)   # one above each node
+    assert [t.get_text() for t in draw_tree('7').texts] == ['7']
+    plt.close('all')
+
+DIGEST = """
+import hashlib, sys
+import ebt_toy.listops
+from ebt_toy.data import create_synthetic_data
+data = create_synthetic_data('listops', size_train=200, size_val=50, size_test=50, vec_size=4, seed=5)
+print(hashlib.sha256(b''.join(t.numpy().tobytes() for ds in data[:3] for t in ds.tensors)).hexdigest())
+"""
+
+def test_the_same_bytes_in_every_process():
+    def run(hash_seed): return subprocess.Popen([sys.executable, '-c', DIGEST], env={**os.environ, 'PYTHONHASHSEED': hash_seed}, stdout=subprocess.PIPE, text=True)
+    first,second = [p.communicate(timeout=120)[0].strip() for p in [run('1'), run('2')]]
+    before,again = torch.get_rng_state(),create_synthetic_data('listops', size_train=200, size_val=50, size_test=50, vec_size=4, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    here = hashlib.sha256(b''.join(t.numpy().tobytes() for ds in again[:3] for t in ds.tensors)).hexdigest()
+    assert len(first) == 64 and first == second == here
+
+@pytest.mark.parametrize('options', [{}, dict(vec_size=1, min_length=1, max_args=3, max_depth=4), dict(vec_size=2, min_length=90), dict(max_depth=3, max_args=5, min_length=10)])
+def test_data_are_whole_and_distinct(options):
+    data = create_synthetic_data('listops', size_train=300, size_val=60, size_test=60, seed=1, **options)
+    rows = torch.cat([ds.tensors[0] for ds in data[:3]])
+    labels = torch.cat([ds.tensors[1] for ds in data[:3]])
+    texts = [detokenize(r) for r in rows]
+    assert rows.shape == (420, options.get('vec_size', 10)*50) and rows.dtype == labels.dtype == torch.int64
+    assert len(set(texts)) == 420
+    for text,label in zip(texts, labels.tolist()):
+        tree = parse(text)
+        assert render(tree) == text and evaluate(tree) == recursive_value(text) == label
+        assert options.get('min_length', 50) <= len(text.split()) <= data.input_dim
+        assert max(tree.n_args) <= options.get('max_args', 10)
+        assert 1 - min(y for _,y in positions(tree)) <= options.get('max_depth', 10)
+
+def test_a_larger_training_set_leaves_the_others_alone():
+    a,b,c = (create_synthetic_data('listops', size_train=n, size_val=30, size_test=30, vec_size=2, seed=s) for n,s in [(40, 0), (80, 0), (40, 1)])
+    for i in (1, 2):
+        for s,t in zip(a[i].tensors, b[i].tensors): assert torch.equal(s, t)
+    assert torch.equal(a[0].tensors[0], b[0].tensors[0][:40])
+    assert not torch.equal(a[2].tensors[0], c[2].tensors[0])
+
+@pytest.mark.parametrize('options, message', [
+    (dict(max_depth=0), 'max_depth'), (dict(max_depth=2.5), 'max_depth'), (dict(max_args=1), 'max_args'), (dict(min_length=0), 'min_length'),
+    (dict(min_length=500), 'min_length: expected at most 499'), (dict(vec_size=1), 'min_length: expected at most 49'),
+    (dict(max_depth=1, min_length=1), 'asked for 20 .* found 0 beside 10'), (dict(seed=-1), 'seed')])
+def test_impossible_requests_are_refused(options, message):
+    with pytest.raises(ValueError, match=message): create_synthetic_data('listops', **{**dict(size_train=20, size_val=5, size_test=5), **options})
