@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['checked_energy', 'descend', 'EnergyFunction', 'Path', 'EBT', 'trace', 'train_energy_model', 'test_energy_model']
 
-# %% ../nbs/03_ebt.ipynb #aded869f
+# %% ../nbs/03_ebt.ipynb #287207cf
 from typing import Callable, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch.func import grad
 from torch.utils.data import TensorDataset
 
 from .data import Scoring, check_count, check_positive, generator, regression
-from .training import check_splits, count_updates, evaluate, fit, mlp
+from .training import check_splits, check_vectors, count_updates, evaluate, fit, mlp
 
 # %% ../nbs/03_ebt.ipynb #6f3179ec
 def checked_energy(
@@ -111,7 +111,7 @@ def _monitor(self:EBT, x, y0):
 
 EBT.monitor = _monitor
 
-# %% ../nbs/03_ebt.ipynb #acd911a3
+# %% ../nbs/03_ebt.ipynb #1eb74fbc
 def train_energy_model(
     train_dataset:TensorDataset,  # `(x, y)`, on the device to train on
     val_dataset:TensorDataset,    # In distribution, for watching
@@ -131,7 +131,7 @@ def train_energy_model(
     **fit_options                 # Passed to `fit`: `eval_every`, `scoring`, `callback`, `progress`
 ) -> EBT:                         # Trained, with `history` and `test_dataset`
     "Train an energy-based model, first-order; raises `ValueError` on bad input"
-    check_splits((train_dataset, val_dataset, test_dataset), input_dim, output_dim)
+    for name,t in zip(('x', 'y'), check_splits((train_dataset, val_dataset, test_dataset), input_dim, output_dim)['train']): check_vectors(name, t)
     num_steps = count_updates(num_steps, num_epochs, 10_000)
     if energy is None: energy = EnergyFunction(input_dim, output_dim, latent_dim, seed)
     model = EBT(energy, output_dim, n_optimization_steps, step_size).to(train_dataset.tensors[0].device)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FeedForward', 'train_feedforward']
 
-# %% ../nbs/04_ffn.ipynb #26dd8b8a
+# %% ../nbs/04_ffn.ipynb #2a76010b
 from typing import Callable
 
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from .training import check_splits, count_updates, fit, mlp
+from .training import check_splits, check_vectors, count_updates, fit, mlp
 
 # %% ../nbs/04_ffn.ipynb #e8ca2333
 class FeedForward(nn.Module):
@@ -29,7 +29,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x): return self.net(x)   # (b, d_x) -> (b, d_y)
 
-# %% ../nbs/04_ffn.ipynb #c6f833aa
+# %% ../nbs/04_ffn.ipynb #01335a47
 def train_feedforward(
     train_dataset:TensorDataset,  # `(x, y)`, on the device to train on
     val_dataset:TensorDataset,    # In distribution, for watching
@@ -47,7 +47,7 @@ def train_feedforward(
     **fit_options                 # Passed to `fit`: `eval_every`, `scoring`, `callback`, `progress`
 ) -> FeedForward:                 # Trained, with `history` and `test_dataset`
     "Train a feedforward network; raises `ValueError` on bad input"
-    check_splits((train_dataset, val_dataset, test_dataset), input_dim, output_dim)
+    check_vectors('x', check_splits((train_dataset, val_dataset, test_dataset), input_dim, output_dim)['train'][0])
     num_steps = count_updates(num_steps, num_epochs, 50_000)
     model = FeedForward(input_dim, output_dim, latent_dim, activation, seed).to(train_dataset.tensors[0].device)
     model.test_dataset = test_dataset
