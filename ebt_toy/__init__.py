@@ -5,5 +5,5 @@ from ebt_toy.data import create_synthetic_data, register_elementwise, register_t
 from ebt_toy.ebt import EBT, EnergyFunction, test_energy_model, trace, train_energy_model
 from ebt_toy.ffn import FeedForward, train_feedforward
 from ebt_toy.listops import ListOpsError, draw_tree, evaluate, parse, render
-from ebt_toy.runner import register_model, run_main, save_results
 from ebt_toy.training import DivergedError, History, baselines, fit, predict
+from ebt_toy.runner import register_model, run_main, save_results

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['checked_energy', 'descend', 'EnergyFunction', 'Path', 'EBT', 'trace', 'train_energy_model', 'test_energy_model']
 
-# %% ../nbs/03_ebt.ipynb #287207cf
+# %% ../nbs/03_ebt.ipynb #cc1575c2
+import copy
 from typing import Callable, NamedTuple
 
 import torch
@@ -15,7 +16,8 @@ from torch.func import grad
 from torch.utils.data import TensorDataset
 
 from .data import Scoring, check_count, check_positive, generator, regression
-from .training import check_splits, check_vectors, count_updates, evaluate, fit, mlp
+from .engine import mlp
+from .training import check_splits, check_vectors, count_updates, evaluate, train_models
 
 # %% ../nbs/03_ebt.ipynb #6f3179ec
 def checked_energy(
@@ -111,7 +113,7 @@ def _monitor(self:EBT, x, y0):
 
 EBT.monitor = _monitor
 
-# %% ../nbs/03_ebt.ipynb #1eb74fbc
+# %% ../nbs/03_ebt.ipynb #9b2b59cc
 def train_energy_model(
     train_dataset:TensorDataset,  # `(x, y)`, on the device to train on
     val_dataset:TensorDataset,    # In distribution, for watching
@@ -126,19 +128,19 @@ def train_energy_model(
     lr:float=1e-3,                # Adam's learning rate
     num_steps:int|None=None,      # Optimizer updates; None is 10,000
     seed:int=0,                   # Of weights, batch order and first guesses
-    energy:Callable|None=None,    # An energy of your own, `(x, y) -> (b,)`; None makes an `EnergyFunction`
+    seeds=None,                   # Several of them: trains as many models side by side
+    energy:Callable|None=None,    # An energy of your own, `(x, y) -> (b,)`, copied for each of several seeds; None makes an `EnergyFunction`
     report:Callable|None=print,   # Receives each line of the report; None is quiet
-    **fit_options                 # Passed to `fit`: `eval_every`, `scoring`, `callback`, `progress`
-) -> EBT:                         # Trained, with `history` and `test_dataset`
+    **fit_options                 # Passed to `fit`: `eval_every`, `scoring`, `compile`, `callback`, `progress`
+) -> EBT|list:                    # Trained, with `history` and `test_dataset`; a list for several seeds
     "Train an energy-based model, first-order; raises `ValueError` on bad input"
     for name,t in zip(('x', 'y'), check_splits((train_dataset, val_dataset, test_dataset), input_dim, output_dim)['train']): check_vectors(name, t)
     num_steps = count_updates(num_steps, num_epochs, 10_000)
-    if energy is None: energy = EnergyFunction(input_dim, output_dim, latent_dim, seed)
-    model = EBT(energy, output_dim, n_optimization_steps, step_size).to(train_dataset.tensors[0].device)
-    if report: report(f"First-order: θ-gradients through the last of {model.n_optimization_steps} inner steps only, step size {model.step_size:g}")
-    model.test_dataset = test_dataset
-    model.history = fit(model, train_dataset, val_dataset, test_dataset, num_steps, batch_size, lr, seed=seed, report=report, **fit_options)
-    return model.eval()
+    def build(seed):
+        own = EnergyFunction(input_dim, output_dim, latent_dim, seed) if energy is None else copy.deepcopy(energy) if seeds is not None else energy
+        return EBT(own, output_dim, n_optimization_steps, step_size)
+    if report: report(f"First-order: θ-gradients through the last of {n_optimization_steps} inner steps only, step size {step_size:g}")
+    return train_models(build, (train_dataset, val_dataset, test_dataset), seed, seeds, num_steps=num_steps, batch_size=batch_size, lr=lr, report=report, **fit_options)
 
 # %% ../nbs/03_ebt.ipynb #238eaa9d
 def test_energy_model(

@@ -5,23 +5,24 @@
 # %% auto #0
 __all__ = ['FeedForward', 'train_feedforward']
 
-# %% ../nbs/04_ffn.ipynb #2a76010b
+# %% ../nbs/04_ffn.ipynb #68a45531
 from typing import Callable
 
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from .training import check_splits, check_vectors, count_updates, fit, mlp
+from .engine import mlp
+from .training import check_splits, check_vectors, count_updates, train_models
 
-# %% ../nbs/04_ffn.ipynb #e8ca2333
+# %% ../nbs/04_ffn.ipynb #a5332c34
 class FeedForward(nn.Module):
     "A feedforward network: three hidden layers, one pass from x to y"
     def __init__(self,
         input_dim:int,        # Numbers in x
         output_dim:int,       # Numbers in y, or classes
         latent_dim:int=128,   # Width of the hidden layers
-        activation:str='relu',# One of `ebt_toy.training.activations`
+        activation:str='relu',# One of `ebt_toy.engine.activations`
         seed:int=0            # Of the initial weights
     ):
         super().__init__()
@@ -29,7 +30,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x): return self.net(x)   # (b, d_x) -> (b, d_y)
 
-# %% ../nbs/04_ffn.ipynb #01335a47
+# %% ../nbs/04_ffn.ipynb #3d233b71
 def train_feedforward(
     train_dataset:TensorDataset,  # `(x, y)`, on the device to train on
     val_dataset:TensorDataset,    # In distribution, for watching
@@ -41,15 +42,14 @@ def train_feedforward(
     num_epochs:int|None=None,     # Another name for `num_steps`
     lr:float=1e-4,                # Adam's learning rate
     num_steps:int|None=None,      # Optimizer updates; None is 50,000
-    activation:str='relu',        # One of `ebt_toy.training.activations`
+    activation:str='relu',        # One of `ebt_toy.engine.activations`
     seed:int=0,                   # Of weights and batch order
+    seeds=None,                   # Several of them: trains as many models side by side
     report:Callable|None=print,   # Receives each line of the report; None is quiet
-    **fit_options                 # Passed to `fit`: `eval_every`, `scoring`, `callback`, `progress`
-) -> FeedForward:                 # Trained, with `history` and `test_dataset`
+    **fit_options                 # Passed to `fit`: `eval_every`, `scoring`, `compile`, `callback`, `progress`
+) -> FeedForward|list:            # Trained, with `history` and `test_dataset`; a list for several seeds
     "Train a feedforward network; raises `ValueError` on bad input"
     check_vectors('x', check_splits((train_dataset, val_dataset, test_dataset), input_dim, output_dim)['train'][0])
     num_steps = count_updates(num_steps, num_epochs, 50_000)
-    model = FeedForward(input_dim, output_dim, latent_dim, activation, seed).to(train_dataset.tensors[0].device)
-    model.test_dataset = test_dataset
-    model.history = fit(model, train_dataset, val_dataset, test_dataset, num_steps, batch_size, lr, seed=seed, report=report, **fit_options)
-    return model.eval()
+    build = lambda seed: FeedForward(input_dim, output_dim, latent_dim, activation, seed)
+    return train_models(build, (train_dataset, val_dataset, test_dataset), seed, seeds, num_steps=num_steps, batch_size=batch_size, lr=lr, report=report, **fit_options)
