@@ -55,7 +55,7 @@ class EnergyFunction(nn.Module):
 
     def forward(self, x, y): return self.net(torch.cat([x, y], dim=-1)).squeeze(-1)   # (b, d_x), (b, d_y) -> (b,)
 
-# %% ../nbs/03_ebt.ipynb #980b21da
+# %% ../nbs/03_ebt.ipynb #51cb6c8d
 class Path(NamedTuple):
     "Where a descent went: each array has one entry more than there were steps"
     guesses: Tensor    # `(steps + 1, b, d_y)`, the first guess first
@@ -77,7 +77,8 @@ class EBT(nn.Module):
 
     def noise(self, n, generator):
         "First guesses for `n` rows, `(n, d_y)`, standard normal"
-        return torch.randn(n, self.output_dim, generator=generator, device=generator.device)
+        dtype = next((p.dtype for p in self.parameters()), None)
+        return torch.randn(n, self.output_dim, generator=generator, device=generator.device, dtype=dtype)
 
     def forward(self, x, y0=None, seed=0):
         "Predictions `(b, d_y)` for x, from the guesses `y0` or from random ones under `seed`"

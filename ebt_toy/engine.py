@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['activations', 'BLOCK', 'BETAS', 'EPS', 'CALL_SECONDS', 'WORTH_SECONDS', 'mlp', 'count_params', 'Work', 'count_work',
-           'batches', 'draw_noise', 'draws', 'stacked', 'adam_scales', 'adam_', 'compile_update', 'choose_compile',
-           'updates', 'update_work']
+           'batches', 'draw_noise', 'draws', 'why_not_stacked', 'stacked', 'adam_scales', 'adam_', 'compile_update',
+           'choose_compile', 'updates', 'update_work']
 
-# %% ../nbs/01a_engine.ipynb #c817d61a
+# %% ../nbs/01a_engine.ipynb #da9e69c3
 import copy, warnings
 from contextlib import contextmanager
 from typing import Callable, NamedTuple
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -117,24 +118,32 @@ def _one_by_one(model, x, y, batch_size, lr, loss, seed):
             opt.step()
             yield
 
-# %% ../nbs/01a_engine.ipynb #92a7fccd
+# %% ../nbs/01a_engine.ipynb #ad010323
 def _trainable(model): return {k: p for k,p in model.named_parameters() if p.requires_grad}
+def _fixed(model): return {k: p for k,p in model.named_parameters() if not p.requires_grad} | dict(model.named_buffers())
 
-def _check_alike(models):
-    "Refuse models that cannot be trained side by side"
-    shapes = [{k: v.shape for k,v in m.state_dict().items()} for m in models]
-    if any(s != shapes[0] for s in shapes): raise ValueError("models: expected the same architecture for every seed, got different ones")
-    if not _trainable(models[0]): raise ValueError("model: expected trainable weights, got none")
-    if any(isinstance(m, _BatchNorm) and m.track_running_stats for m in models[0].modules()):
-        raise ValueError("model: BatchNorm changes its running statistics while predicting, so it can be neither compiled nor trained for several seeds "
-                         "at once; use LayerNorm, or one seed with compile=False")
+def _settings(model):
+    "Plain attributes of a model and its parts, e.g. the number of inner steps"
+    return {f'{n}.{k}'.lstrip('.'): v for n,m in model.named_modules() for k,v in vars(m).items() if k != 'training' and k[0] != '_' and isinstance(v, (bool, int, float, str, tuple))}
+
+def why_not_stacked(
+    models:list   # Modules, one a seed
+) -> str|None:    # What is in the way; None if nothing is
+    "Why models cannot be trained side by side, or compiled"
+    kinds = [{k: (v.shape, v.dtype) for k,v in m.state_dict().items()} for m in models]
+    if any(k != kinds[0] for k in kinds): return "models: expected the same architecture and precision for every seed, got different ones"
+    for m in models[1:]:
+        if other := [k for k,v in _settings(models[0]).items() if _settings(m).get(k) != v]: return f"models: expected the same settings for every seed, got different {other[0]}"
+    if not _trainable(models[0]): return "model: expected trainable weights, got none"
+    for part in models[0].modules():
+        if isinstance(part, _BatchNorm) and part.track_running_stats: return "model: BatchNorm changes its running statistics while predicting; use LayerNorm, or one seed with compile=False"
+        if isinstance(part, _DropoutNd) and part.p: return "model: Dropout draws from the global random state; draw in `noise` instead, or use one seed with compile=False"
 
 @contextmanager
 def stacked(
     models:list   # Modules of one architecture
 ):                # Gives θ, `(len(models), count_params(model))`
     "Within the block the trainable weights of all models are rows of one matrix"
-    _check_alike(models)
     params = [list(_trainable(m).values()) for m in models]
     theta = torch.stack([torch.cat([p.detach().flatten() for p in ps]) for ps in params])
     for ps,row in zip(params, theta):
@@ -169,12 +178,12 @@ def adam_(
     v.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
     theta.sub_(scales[0]*m/(v.sqrt()*scales[1] + EPS))
 
-# %% ../nbs/01a_engine.ipynb #2a37cc5a
+# %% ../nbs/01a_engine.ipynb #e7f25c9a
 def _update_for(model, loss, n):
     "One update of `n` models that are like `model`, as a function of tensors alone"
     like = _trainable(model)
     sizes = [p.numel() for p in like.values()]
-    fixed = [k for k in model.state_dict() if k not in like]
+    fixed = list(_fixed(model))
     def one(theta, x, y, *rest):
         noise,values = rest[:len(rest) - len(fixed)],rest[len(rest) - len(fixed):]
         weights = {k: part.view_as(p) for (k,p),part in zip(like.items(), theta.split(sizes))}
@@ -188,17 +197,17 @@ def _update_for(model, loss, n):
 
 def _fixed_values(models):
     "Frozen weights and buffers of all models, stacked"
-    return [torch.stack([m.state_dict()[k] for m in models]) for k in models[0].state_dict() if k not in _trainable(models[0])]
+    return [torch.stack(values).detach() for values in zip(*(_fixed(m).values() for m in models))]
 
-# %% ../nbs/01a_engine.ipynb #ebe16439
+# %% ../nbs/01a_engine.ipynb #3dc45f03
 def compile_update(
     update:Callable,  # Of tensors alone; may change them in place
     args:list         # Example arguments; left as they are
 ) -> Callable:        # Takes the same arguments
     "Compile an update for arguments of exactly these shapes, for the device they are on"
-    from torch._inductor.compile_fx import compile_fx   # here, because importing the compiler takes a second
+    import torch._inductor as inductor   # here, because importing the compiler takes a second
     with torch.no_grad(): graph = make_fx(update)(*(a.clone() for a in args))
-    return compile_fx(graph, args)
+    return inductor.standalone_compile(graph, args, dynamic_shapes='from_example_inputs')
 
 def _replayed(run, state, example):
     "`run(*state, *inputs)` captured as a CUDA graph: a function of the inputs, which are copied to fixed places"
@@ -230,18 +239,18 @@ def choose_compile(
     why = f"{calls:,} calls an update, about {seconds:.3g} s in all" if compile == 'auto' else "as asked"
     return yes,f"{'Compiled' if yes else 'Not compiled'}: {why}"
 
-# %% ../nbs/01a_engine.ipynb #e67ab049
+# %% ../nbs/01a_engine.ipynb #514f67b3
 def _compiled_or_not(update, args):
     "The compiled update, or the update itself with a warning"
     try: return compile_update(update, args)
     except Exception as e:
-        warnings.warn(f"training goes on uncompiled, since the update could not be compiled: {type(e).__name__}: {str(e).strip().splitlines()[0]}", stacklevel=2)
+        warnings.warn(f"training goes on uncompiled, since the update could not be compiled: {' '.join([type(e).__name__, *str(e).strip().splitlines()[:1]])}", stacklevel=2)
         return update
 
 def _side_by_side(models, x, y, batch_size, lr, loss, seeds, compile):
     "Adam updates of all models at once"
     for m in models: m.train()
-    with stacked(models) as theta, torch.no_grad():
+    with stacked(models) as theta:
         state,fixed = [theta, torch.zeros_like(theta), torch.zeros_like(theta), x, y],_fixed_values(models)
         step = _stepper(_update_for(models[0], loss, len(models)), state, compile)
         blocks = zip(*(draws(m, len(x), batch_size, s, x.device) for m,s in zip(models, seeds)))
@@ -254,6 +263,7 @@ def _side_by_side(models, x, y, batch_size, lr, loss, seeds, compile):
 def _stepper(run, state, compile):
     "The update as a function of its changing inputs; compiled and captured at its first call, where that is asked for"
     ready = None if compile else lambda *inputs: run(*state, *inputs)
+    @torch.no_grad()
     def step(*inputs):
         nonlocal ready
         if ready is None:
@@ -262,7 +272,7 @@ def _stepper(run, state, compile):
         ready(*inputs)
     return step
 
-# %% ../nbs/01a_engine.ipynb #660a5bc8
+# %% ../nbs/01a_engine.ipynb #dce19e91
 def updates(
     models:list,        # Modules of one architecture, trained in place
     x:Tensor,           # `(n, d_x)`
@@ -275,7 +285,7 @@ def updates(
 ):                      # Yields after each update of all models, for ever; close it when done
     "Adam updates, one at a time; raises `ValueError` for models that cannot be trained side by side"
     if len(models) == 1 and not compile: return _one_by_one(models[0], x, y, batch_size, lr, loss, seeds[0])
-    _check_alike(models)
+    if why := why_not_stacked(models): raise ValueError(why)
     return _side_by_side(models, x, y, batch_size, lr, loss, seeds, compile)
 
 def update_work(

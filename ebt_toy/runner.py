@@ -300,7 +300,7 @@ def check_folder(
     except OSError as e: raise ValueError(f"folder: expected one that can be written to, got {str(folder)!r} ({e.strerror})") from None
     return folder
 
-# %% ../nbs/05_runner.ipynb #d7495120
+# %% ../nbs/05_runner.ipynb #623b8448
 def plot_results(
     results:Results,  # What `run_main` returned
     ax=None           # Matplotlib axes; None makes new ones
@@ -315,12 +315,12 @@ def _plain(value):
     "A setting as JSON can hold it"
     return value if isinstance(value, (int, float, str, bool, type(None))) else repr(value)
 
-def _csv(history, seeds):
+def _csv(history):
     "A history as text, a line an evaluation and seed"
-    many,text = 'seeds' in history.settings,io.StringIO(newline='')
+    text,many = io.StringIO(newline=''),history.settings.get('seeds')
     writer = csv.DictWriter(text, ['seed', *history.columns], lineterminator='\n')
     writer.writeheader()
-    for i,s in enumerate(seeds): writer.writerows(dict(seed=s) | row for row in (history.of_seed(i) if many else history).rows())
+    for h in [history.of_seed(i) for i in range(len(many))] if many else [history]: writer.writerows(dict(seed=h.settings['seed']) | row for row in h.rows())
     return text.getvalue()
 
 def save_results(
@@ -335,7 +335,7 @@ def save_results(
     about = dict(task=results.task, settings=results.settings, seeds=results.seeds, device=device_name(results.device), torch=torch.__version__, python=platform.python_version())
     _write(folder/'results.json', json.dumps(about | dict(baselines=results.baselines, models=models), indent=2) + '\n')
     for n,r in results.items():
-        _write(folder/f'{n}.csv', _csv(r['history'], results.seeds))
+        _write(folder/f'{n}.csv', _csv(r['history']))
     fig,image = Figure(figsize=(5, 3.2), dpi=150, layout='constrained'),io.BytesIO()
     plot_results(results, FigureCanvasAgg(fig).figure.subplots())
     fig.savefig(image, format='png')

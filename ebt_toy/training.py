@@ -7,7 +7,7 @@ __all__ = ['COLORS', 'SMALL_WORK', 'count_updates', 'describe_budget', 'predict'
            'format_number', 'format_row', 'DivergedError', 'check_splits', 'check_vectors', 'free_memory',
            'seeds_at_once', 'merge_histories', 'fit', 'train_models', 'baselines']
 
-# %% ../nbs/02_training.ipynb #88ff17bb
+# %% ../nbs/02_training.ipynb #c1ff22b9
 import os, sys, time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
 from .data import Scoring, SyntheticData, check_count, check_dataset, check_known, check_positive, generator, regression
-from .engine import choose_compile, count_params, draw_noise, update_work, updates
+from .engine import choose_compile, count_params, draw_noise, update_work, updates, why_not_stacked
 
 # %% ../nbs/02_training.ipynb #79d6d2ba
 def count_updates(
@@ -239,7 +239,7 @@ def seeds_at_once(
     if groups > n: raise ValueError(f"seeds: expected models that fit into half of the free memory ({free/2**30:.3g} GiB free), got one that takes {bytes_a_seed/2**30:.3g} GiB")
     return -(-n//groups)
 
-# %% ../nbs/02_training.ipynb #3c132756
+# %% ../nbs/02_training.ipynb #e4faa546
 def _bar(total, show):
     "A progress bar, where someone can watch it"
     watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
@@ -269,7 +269,8 @@ def _plan(models, x, y, scoring, num_steps, batch_size, lr, eval_every, compile)
     eval_every = max(1, num_steps//10) if eval_every is None else check_count('eval_every', eval_every)
     _check_prediction(predict(models[0], x[:2]), y[:2])
     cost = update_work(models[0], x, y, batch_size, scoring.loss)
-    compile,why = choose_compile(compile, cost.calls, num_steps)
+    obstacle = compile == 'auto' and len(models) == 1 and why_not_stacked(models)
+    compile,why = (False, f"Not compiled: {obstacle}") if obstacle else choose_compile(compile, cost.calls, num_steps)
     settings = dict(num_steps=num_steps, batch_size=batch_size, lr=lr, eval_every=eval_every, compile=compile, update_flops=cost.flops)
     return settings,seeds_at_once(cost.bytes, free_memory(x.device), len(models)),[describe_budget(num_steps, batch_size, len(x)), why]
 
@@ -312,7 +313,7 @@ def fit(
         if history.status == 'interrupted': break
     return merge_histories(histories) if many else histories[0]
 
-# %% ../nbs/02_training.ipynb #a5486305
+# %% ../nbs/02_training.ipynb #961341ab
 def train_models(
     build:Callable,     # `seed -> nn.Module`
     datasets,           # Training, validation and test set
@@ -324,6 +325,7 @@ def train_models(
     many = seeds is not None
     models = [build(s).to(datasets[0].tensors[0].device) for s in (seeds if many else [seed])]
     history = fit(models, *datasets, seeds=seeds, **fit_options) if many else fit(models[0], *datasets, seed=seed, **fit_options)
+    if many: models = models[:len(history.settings['seeds'])]      # Ctrl-C may leave the last groups untouched
     for i,m in enumerate(models): m.history,m.test_dataset = history.of_seed(i) if many else history,datasets[2]
     return [m.eval() for m in models] if many else models[0].eval()
 
