@@ -224,8 +224,8 @@ def _replayed(run, state, example):
         graph.replay()
     return replay
 
-# %% ../nbs/01a_engine.ipynb #8d408170
-CALL_SECONDS,WORTH_SECONDS = 1e-5,20.   # A call takes about this long; compile when all calls would take longer than that
+# %% ../nbs/01a_engine.ipynb #7be07634
+CALL_SECONDS,WORTH_SECONDS = 1e-5,20.   # What a call is counted as; compile when all calls would take longer than that
 
 def choose_compile(
     compile:bool|str,  # True, False or 'auto'

@@ -135,12 +135,13 @@ def _evaluate_all(models, splits, scoring, many):
     rows = [_evaluate_one(m, splits, scoring) for m in models]
     return {k: np.array([r[k] for r in rows]) for k in rows[0]} if many else rows[0]
 
-# %% ../nbs/02_training.ipynb #dd718ef9
+# %% ../nbs/02_training.ipynb #f616609a
 def format_number(
     v   # A number, or an array with one number a seed
 ) -> str:     # Eight characters, for numbers from 0 to 10
-    "A number that may be tiny; the median of several"
-    v = float(np.median(v))
+    "A number that may be tiny; of several seeds the median, leaving out those that diverged"
+    finite = np.asarray(v)[np.isfinite(v)]
+    v = float(np.median(finite if finite.size else v))
     return f"{v:.2e}" if 0 < abs(v) < 1e-3 else f"{v:.6f}"
 
 def format_row(
