@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['checked_energy', 'descend', 'EnergyFunction', 'Path', 'EBT', 'trace', 'train_energy_model', 'test_energy_model']
 
-# %% ../nbs/03_ebt.ipynb #cc1575c2
+# %% ../nbs/03_ebt.ipynb #bb0fc733
 import copy
 from typing import Callable, NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import grad
 from torch.utils.data import TensorDataset
 
-from .data import Scoring, check_count, check_positive, generator, regression
+from .data import check_count, check_positive, generator
 from .engine import mlp
 from .training import check_splits, check_vectors, count_updates, evaluate, train_models
 

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['FeedForward', 'train_feedforward']
 
-# %% ../nbs/04_ffn.ipynb #68a45531
+# %% ../nbs/04_ffn.ipynb #38784abb
 from typing import Callable
 
-import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
