@@ -199,15 +199,15 @@ def _fixed_values(models):
     "Frozen weights and buffers of all models, stacked"
     return [torch.stack(values).detach() for values in zip(*(_fixed(m).values() for m in models))]
 
-# %% ../nbs/01a_engine.ipynb #3dc45f03
+# %% ../nbs/01a_engine.ipynb #a20e4388
 def compile_update(
     update:Callable,  # Of tensors alone; may change them in place
     args:list         # Example arguments; left as they are
 ) -> Callable:        # Takes the same arguments
     "Compile an update for arguments of exactly these shapes, for the device they are on"
-    import torch._inductor as inductor   # here, because importing the compiler takes a second
+    from torch._inductor import config, standalone_compile   # here, because importing the compiler takes a second
     with torch.no_grad(): graph = make_fx(update)(*(a.clone() for a in args))
-    return inductor.standalone_compile(graph, args, dynamic_shapes='from_example_inputs')
+    with config.patch(cpp_wrapper=args[0].device.type == 'cpu'): return standalone_compile(graph, args, dynamic_shapes='from_example_inputs')
 
 def _replayed(run, state, example):
     "`run(*state, *inputs)` captured as a CUDA graph: a function of the inputs, which are copied to fixed places"

@@ -97,15 +97,16 @@ def _check_run(task, sizes, configs, device, options, eval_every, seeds, compile
         try: _rehearse(n, config, tiny, get_task(task).scoring)
         except ValueError as e: raise ValueError(f"task {task!r}, {e}") from None
 
-# %% ../nbs/05_runner.ipynb #43ec270b
+# %% ../nbs/05_runner.ipynb #df698cfe
 def _scores(model, data, task):
     "The task's metric in and out of distribution, and in the shell where the task knows one"
     metric,name = task.scoring.metric,task.scoring.metric_name.lower()
-    scores = {f'{split}_{name}': evaluate(model, ds, metric) for split,ds in (('val', data.val_dataset), ('test', data.test_dataset))}
+    (x,y),scores = data.test_dataset.tensors,{f'val_{name}': evaluate(model, data.val_dataset, metric)}
+    p = predict(model, x)
+    scores[f'test_{name}'] = metric(p, y).item()
     if task.outside is None: return scores
-    x,y = data.test_dataset.tensors
     out = task.outside(x)
-    return scores | {f'shell_{name}': metric(predict(model, x)[out], y[out]).item()}
+    return scores | {f'shell_{name}': metric(p[out], y[out]).item()}
 
 def _medians(scores):
     "Scores of several seeds as medians (of those that did not diverge) and lists"

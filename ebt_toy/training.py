@@ -135,13 +135,17 @@ def _evaluate_all(models, splits, scoring, many):
     rows = [_evaluate_one(m, splits, scoring) for m in models]
     return {k: np.array([r[k] for r in rows]) for k in rows[0]} if many else rows[0]
 
-# %% ../nbs/02_training.ipynb #f616609a
+# %% ../nbs/02_training.ipynb #4e390fa3
+def _median(v):
+    "A number, or the median over the seeds that did not diverge"
+    finite = np.asarray(v)[np.isfinite(v)]
+    return float(np.median(finite if finite.size else v))
+
 def format_number(
     v   # A number, or an array with one number a seed
 ) -> str:     # Eight characters, for numbers from 0 to 10
     "A number that may be tiny; of several seeds the median, leaving out those that diverged"
-    finite = np.asarray(v)[np.isfinite(v)]
-    v = float(np.median(finite if finite.size else v))
+    v = _median(v)
     return f"{v:.2e}" if 0 < abs(v) < 1e-3 else f"{v:.6f}"
 
 def format_row(
@@ -151,7 +155,7 @@ def format_row(
     cells = [f"Update {row['step']:>7,}"]
     for k,v in row.items():
         name = k.replace('_', ' ').title()
-        if k.endswith('_end') and f'{k[:-4]}_start' in row: cells.append(f"{name[:-4]}: {np.median(row[f'{k[:-4]}_start']):.4f} → {np.median(v):.4f}")
+        if k.endswith('_end') and f'{k[:-4]}_start' in row: cells.append(f"{name[:-4]}: {_median(row[f'{k[:-4]}_start']):.4f} → {_median(v):.4f}")
         elif k != 'step' and not k.endswith('_start'): cells.append(f"{name}: {format_number(v)}")
     return ' | '.join(cells)
 

@@ -84,7 +84,8 @@ def first_update(models, x, y, seeds, run=None):
         return loss,state[1]/(1 - engine.BETAS[0])
 
 def assert_like_by_hand(name, seeds, dtype, data_seed, n, compile=False):
-    "Weights after `n` updates, and the first loss and every gradient, agree with the plain loop"
+    """The first loss and every gradient, and weights after `n` updates, agree with the plain loop. The latter in double precision
+    only: Adam divides a gradient by its own size, so where it is nearly zero a rounding error of single precision decides the direction."""
     tol,made = TOLERANCE[dtype],[]
     def keep(*args): return made.append(compile_update(*args)) or made[-1]   # compiling takes seconds; once is enough
     with precision(dtype), pytest.MonkeyPatch.context() as patch:
@@ -92,7 +93,7 @@ def assert_like_by_hand(name, seeds, dtype, data_seed, n, compile=False):
         x,y = data(data_seed)
         models = models_of(name, seeds)
         for m,s,t in zip(models_of(name, seeds), seeds, trained(models, x, y, seeds, n, compile)):
-            assert_near(weights(t), weights(by_hand(m, x, y, s, n)[0]), tol)
+            if dtype == torch.float64: assert_near(weights(t), weights(by_hand(m, x, y, s, n)[0]), tol)
         expected = [by_hand(m, x, y, s, 1) for m,s in zip(models_of(name, seeds), seeds)]
         assert len(made) == compile
         loss,grad = first_update(models_of(name, seeds), x, y, seeds, *made)
