@@ -15,6 +15,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'ebt_toy.data.generator': ('data.html#generator', 'ebt_toy/data.py'),
                               'ebt_toy.data.get_device': ('data.html#get_device', 'ebt_toy/data.py'),
                               'ebt_toy.data.get_task': ('data.html#get_task', 'ebt_toy/data.py'),
+                              'ebt_toy.data.out_of_distribution': ('data.html#out_of_distribution', 'ebt_toy/data.py'),
                               'ebt_toy.data.outside_range': ('data.html#outside_range', 'ebt_toy/data.py'),
                               'ebt_toy.data.register_elementwise': ('data.html#register_elementwise', 'ebt_toy/data.py'),
                               'ebt_toy.data.register_task': ('data.html#register_task', 'ebt_toy/data.py'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['regression', 'classification', 'ID_LIMIT', 'OOD_LIMIT', 'generator', 'seeded', 'uniform', 'check_count',
            'check_positive', 'check_known', 'get_device', 'Scoring', 'accuracy', 'SyntheticData', 'Task',
-           'register_task', 'get_task', 'elementwise_data', 'outside_range', 'register_elementwise', 'check_dataset',
-           'create_synthetic_data']
+           'out_of_distribution', 'register_task', 'get_task', 'elementwise_data', 'outside_range',
+           'register_elementwise', 'check_dataset', 'create_synthetic_data']
 
 # %% ../nbs/00_data.ipynb #cadf84e6
 import difflib, inspect, math, zlib
@@ -126,7 +126,7 @@ class SyntheticData(NamedTuple):
     input_dim: int                # Numbers in a row of x
     output_dim: int               # Numbers in a row of y, or the number of classes
 
-# %% ../nbs/00_data.ipynb #6e456b41
+# %% ../nbs/00_data.ipynb #1ac67412
 @dataclass(frozen=True)
 class Task:
     "A named way to make data, and how predictions on it are judged"
@@ -134,20 +134,30 @@ class Task:
     make: Callable              # `(size_train, size_val, size_test, vec_size, device, ...)` -> the five values of `SyntheticData`
     scoring: Scoring            # Loss and metric
     outside: Callable|None      # `x -> (b, d_y)` bool: which targets lie beyond the training range; None if that has no meaning
+    rules: Callable|None        # `SyntheticData -> {rule: metric on the test set}`: what simple rules score; None if the task has none of its own
+    test_kind: Callable         # `(**options) -> str`: what the test set is to the training set
 
-# %% ../nbs/00_data.ipynb #03f3efea
+# %% ../nbs/00_data.ipynb #ab6a8cc2
 _tasks = {}
+
+def out_of_distribution(
+    **options   # Of the task
+) -> str:       # For reports
+    "What a test set is that is drawn from a wider range, whatever the options"
+    return 'Out-of-Distribution'
 
 def register_task(
     name:str,                     # How users ask for it
     make:Callable,                # `(size_train, size_val, size_test, vec_size, device)` -> `train, val, test, input_dim, output_dim`; further named arguments become options of `create_synthetic_data`
     scoring:Scoring=regression,   # How predictions are judged
-    outside:Callable|None=None    # `x -> (b, d_y)` bool: which targets lie beyond the training range
+    outside:Callable|None=None,   # `x -> (b, d_y)` bool: which targets lie beyond the training range
+    rules:Callable|None=None,     # `SyntheticData -> {rule: metric on the test set}`: rules to compare models with; None takes `training.baselines`
+    test_kind:Callable=out_of_distribution # `(**options) -> str`: what the test set is to the training set, for reports
 ) -> Task:                        # The registered task
     "Make a task known by its name; registering a name again replaces it"
     if not isinstance(name, str) or not name: raise ValueError(f"name: expected a non-empty string, got {name!r}")
     if not callable(make): raise ValueError(f"make: expected a function, got {make!r}")
-    _tasks[name] = Task(name, make, scoring, outside)
+    _tasks[name] = Task(name, make, scoring, outside, rules, test_kind)
     return _tasks[name]
 
 def get_task(

@@ -7,9 +7,10 @@ __all__ = ['Recipe', 'register_model', 'default_config', 'chosen_models', 'full_
            'paired_wins', 'summary', 'run_main', 'check_folder', 'plot_results', 'save_results', 'parse_config',
            'command', 'main']
 
-# %% ../nbs/05_runner.ipynb #8b49f309
+# %% ../nbs/05_runner.ipynb #9bc1d598
 import copy, csv, inspect, io, json, math, os, platform, sys, tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -150,7 +151,7 @@ def device_name(
 
 def _banner(*lines): return '\n'.join(['='*80, *lines, '='*80])
 
-# %% ../nbs/05_runner.ipynb #5125a9ab
+# %% ../nbs/05_runner.ipynb #f44223fd
 class Results(dict):
     "Results by model name; what the models shared is in attributes"
     def __init__(self,
@@ -158,13 +159,14 @@ class Results(dict):
         data,           # `SyntheticData` that all models saw
         settings:dict,  # Sizes and seed
         device,         # Where they trained
-        seeds:list      # Of the models
+        seeds:list,     # Of the models
+        options:dict    # Of the task
     ):
         super().__init__()
-        self.task,self.data,self.settings,self.device,self.seeds = task,data,settings,device,seeds
+        self.task,self.data,self.settings,self.device,self.seeds,self.options = task,data,settings,device,seeds,options
         self.scoring = get_task(task).scoring
         self.metric = self.scoring.metric_name.lower()   # so that `results['ebt'][f'test_{results.metric}']` is the test score
-        self.baselines = baselines(data, self.scoring)
+        self.baselines = (get_task(task).rules or partial(baselines, scoring=self.scoring))(data)
 
     def ranking(self):
         "Names of the models that did not diverge, best on the test set first (by the median, for several seeds)"
@@ -192,7 +194,7 @@ def paired_wins(
     better = x > y if results.scoring.higher_is_better else x < y
     return int((better|np.isnan(y)&~np.isnan(x)).sum()),len(x)
 
-# %% ../nbs/05_runner.ipynb #07401d26
+# %% ../nbs/05_runner.ipynb #edfe1de9
 def _spread_of(r, key):
     "Lowest and highest over seeds, where there are several"
     return f" [{format_number(min(r[f'{key}_seeds']))} to {format_number(max(r[f'{key}_seeds']))}]" if f'{key}_seeds' in r else ''
@@ -222,7 +224,7 @@ def summary(
     "The end of a report: what was asked, what simple rules score, how each model did, and who was best"
     s,many = results.settings,len(results.seeds) > 1
     lines = [f"Task: {results.task.upper()}", f"Vector Size: {s['vec_size']}", f"Training Samples: {s['size_train']}", f"Validation Samples: {s['size_val']}",
-             f"Test Samples: {s['size_test']} (Out-of-Distribution)", f"Seed of the data: {s['seed']}",
+             f"Test Samples: {s['size_test']} ({get_task(results.task).test_kind(**results.options)})", f"Seed of the data: {s['seed']}",
              f"Seeds of the models: {', '.join(map(str, results.seeds))}" + " (medians, with lowest and highest)"*many, '-'*80]
     lines += [f"{rule.capitalize()}, Test {results.scoring.metric_name}: {format_number(v)}" for rule,v in results.baselines.items()]
     for n,r in results.items(): lines += _model_lines(n, r, results)
@@ -243,7 +245,7 @@ def _train_all(results, configs, many, report, fit_options):
         report(f"✓ {_recipes[n].title} Model Training {r['status'].capitalize()} | Test {metric}: {format_number(r[f'test_{results.metric}'])}")
         if r['status'] == 'interrupted': break
 
-# %% ../nbs/05_runner.ipynb #98cf474a
+# %% ../nbs/05_runner.ipynb #12890c75
 def run_main(
     task:str='add',               # A registered task
     vec_size:int=10,              # Numbers in each operand
@@ -274,7 +276,7 @@ def run_main(
     say(f"\n[1/{len(configs) + 1}] Generating synthetic datasets...")
     data = create_synthetic_data(task, **sizes, device=device, **options)
     say(f"✓ Dataset created: train={size_train}, val={size_val}, test={size_test}\n✓ Input dim: {data.input_dim}, Output dim: {data.output_dim}")
-    results = Results(task, data, sizes, device, seeds)
+    results = Results(task, data, sizes, device, seeds, options)
     _train_all(results, configs, many, say, dict(eval_every=eval_every, compile=compile, callback=callback, progress=progress))
     say('\n' + summary(results))
     return results
@@ -302,7 +304,7 @@ def check_folder(
     except OSError as e: raise ValueError(f"folder: expected one that can be written to, got {str(folder)!r} ({e.strerror})") from None
     return folder
 
-# %% ../nbs/05_runner.ipynb #623b8448
+# %% ../nbs/05_runner.ipynb #83fd5f8a
 def plot_results(
     results:Results,  # What `run_main` returned
     ax=None           # Matplotlib axes; None makes new ones
@@ -334,7 +336,7 @@ def save_results(
     from matplotlib.figure import Figure
     folder = check_folder(folder)
     models = {n: {k: v for k,v in r.items() if k not in ('model', 'models', 'history', 'config')} | dict(config={k: _plain(v) for k,v in r['config'].items()}) for n,r in results.items()}
-    about = dict(task=results.task, settings=results.settings, seeds=results.seeds, device=device_name(results.device), torch=torch.__version__, python=platform.python_version())
+    about = dict(task=results.task, options={k: _plain(v) for k,v in results.options.items()}, settings=results.settings, seeds=results.seeds, device=device_name(results.device), torch=torch.__version__, python=platform.python_version())
     _write(folder/'results.json', json.dumps(about | dict(baselines=results.baselines, models=models), indent=2) + '\n')
     for n,r in results.items():
         _write(folder/f'{n}.csv', _csv(r['history']))
