@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['regression', 'classification', 'ID_LIMIT', 'OOD_LIMIT', 'generator', 'seeded', 'uniform', 'check_count',
-           'check_positive', 'check_known', 'get_device', 'Scoring', 'accuracy', 'SyntheticData', 'Task',
+           'check_positive', 'check_known', 'get_device', 'Scoring', 'accuracy', 'scoring_for', 'SyntheticData', 'Task',
            'out_of_distribution', 'register_task', 'get_task', 'elementwise_data', 'outside_range',
            'register_elementwise', 'check_dataset', 'create_synthetic_data']
 
@@ -98,7 +98,7 @@ def get_device(
     except (RuntimeError, AssertionError, TypeError) as e:
         raise ValueError(f"device: expected a device of this machine, got {str(device)!r} ({str(e).splitlines()[0]})") from None
 
-# %% ../nbs/00_data.ipynb #107f89cb
+# %% ../nbs/00_data.ipynb #17dcef1a
 @dataclass(frozen=True)
 class Scoring:
     "How predictions are judged: the loss that training lowers, and the metric that reports show"
@@ -116,6 +116,12 @@ def accuracy(
 
 regression     = Scoring(F.mse_loss, F.mse_loss, 'MSE', False)
 classification = Scoring(F.cross_entropy, accuracy, 'accuracy', True)
+
+def scoring_for(
+    y:Tensor     # Targets
+) -> Scoring:    # `regression` for numbers, `classification` for integer labels
+    "How predictions of such targets are judged, where nothing else is asked for"
+    return regression if y.is_floating_point() else classification
 
 # %% ../nbs/00_data.ipynb #a327438c
 class SyntheticData(NamedTuple):
