@@ -132,7 +132,7 @@ class SyntheticData(NamedTuple):
     input_dim: int                # Numbers in a row of x
     output_dim: int               # Numbers in a row of y, or the number of classes
 
-# %% ../nbs/00_data.ipynb #1ac67412
+# %% ../nbs/00_data.ipynb #5bebb034
 @dataclass(frozen=True)
 class Task:
     "A named way to make data, and how predictions on it are judged"
@@ -142,8 +142,9 @@ class Task:
     outside: Callable|None      # `x -> (b, d_y)` bool: which targets lie beyond the training range; None if that has no meaning
     rules: Callable|None        # `SyntheticData -> {rule: metric on the test set}`: what simple rules score; None if the task has none of its own
     test_kind: Callable         # `(**options) -> str`: what the test set is to the training set
+    settings: dict              # Training settings that suit any model on this task, e.g. `num_steps`
 
-# %% ../nbs/00_data.ipynb #ab6a8cc2
+# %% ../nbs/00_data.ipynb #8a4ad73a
 _tasks = {}
 
 def out_of_distribution(
@@ -158,12 +159,13 @@ def register_task(
     scoring:Scoring=regression,   # How predictions are judged
     outside:Callable|None=None,   # `x -> (b, d_y)` bool: which targets lie beyond the training range
     rules:Callable|None=None,     # `SyntheticData -> {rule: metric on the test set}`: rules to compare models with; None takes `training.baselines`
-    test_kind:Callable=out_of_distribution # `(**options) -> str`: what the test set is to the training set, for reports
+    test_kind:Callable=out_of_distribution, # `(**options) -> str`: what the test set is to the training set, for reports
+    settings:dict|None=None       # Training settings that take the place of every model's defaults in `run_main`, e.g. `num_steps`
 ) -> Task:                        # The registered task
     "Make a task known by its name; registering a name again replaces it"
     if not isinstance(name, str) or not name: raise ValueError(f"name: expected a non-empty string, got {name!r}")
     if not callable(make): raise ValueError(f"make: expected a function, got {make!r}")
-    _tasks[name] = Task(name, make, scoring, outside, rules, test_kind)
+    _tasks[name] = Task(name, make, scoring, outside, rules, test_kind, settings or {})
     return _tasks[name]
 
 def get_task(

@@ -6,7 +6,7 @@
 __all__ = ['checked_energy', 'slope', 'descend', 'EnergyFunction', 'Path', 'EBT', 'trace', 'train_energy_model',
            'test_energy_model']
 
-# %% ../nbs/03_ebt.ipynb #bb0fc733
+# %% ../nbs/03_ebt.ipynb #b448fd79
 import copy
 from typing import Callable, NamedTuple
 
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.func import grad
 from torch.utils.data import TensorDataset
 
-from .data import check_count, check_positive, generator
-from .engine import mlp
-from .training import check_splits, check_vectors, count_updates, evaluate, train_models
+from .data import check_count, check_positive, generator, scoring_for
+from .engine import mlp, transformed
+from .encoder import Encoded, encoder_for
+from .training import check_splits, count_updates, evaluate, predict, train_models
 
-# %% ../nbs/03_ebt.ipynb #e17a77e9
+# %% ../nbs/03_ebt.ipynb #1ba27418
 def checked_energy(
     energy:Callable,   # `(x, y) -> (b,)`
     x:Tensor,          # `(b, d_x)`
@@ -37,8 +38,7 @@ def slope(
     y:Tensor       # Where, `(b, d_y)`
 ) -> Tensor:       # `(b, d_y)`; differentiable in the weights wherever gradients are enabled
     "The derivative of `f` at `y`: `torch.func.grad(f)(y)`, by `autograd.grad` where that will do, which takes half the time"
-    transformed = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-    if transformed or torch.is_inference_mode_enabled() or y.is_inference(): return grad(f)(y)
+    if transformed() or torch.is_inference_mode_enabled() or y.is_inference(): return grad(f)(y)
     teach = torch.is_grad_enabled()
     with torch.enable_grad():
         y = y if y.requires_grad else y.detach().requires_grad_()
@@ -69,22 +69,23 @@ class EnergyFunction(nn.Module):
 
     def forward(self, x, y): return self.net(torch.cat([x, y], dim=-1)).squeeze(-1)   # (b, d_x), (b, d_y) -> (b,)
 
-# %% ../nbs/03_ebt.ipynb #51cb6c8d
+# %% ../nbs/03_ebt.ipynb #7426f47b
 class Path(NamedTuple):
     "Where a descent went: each array has one entry more than there were steps"
     guesses: Tensor    # `(steps + 1, b, d_y)`, the first guess first
     energies: Tensor   # `(steps + 1, b)`
 
-class EBT(nn.Module):
+class EBT(Encoded):
     "Predicts by descending an energy; a `forward` is the whole inner loop"
     def __init__(self,
         energy:Callable,              # `(x, y) -> (b,)`: an `nn.Module` or any differentiable function
-        output_dim:int,               # Numbers in y
+        output_dim:int,               # Numbers in y; where answers are classes, their number, and y is the logits of a distribution
         n_optimization_steps:int=10,  # Inner steps of a prediction
         step_size:float=1.,           # α of the inner loop
-        grad_steps:int=1              # How many of the last steps carry gradients to the weights: 1 is first-order
+        grad_steps:int=1,             # How many of the last steps carry gradients to the weights: 1 is first-order
+        encoder:nn.Module|None=None   # Reads x, once a prediction; the energy then takes its contexts for x
     ):
-        super().__init__()
+        super().__init__(encoder)
         self.energy,self.output_dim = energy,check_count('output_dim', output_dim)
         self.n_optimization_steps,self.step_size = check_count('n_optimization_steps', n_optimization_steps),check_positive('step_size', step_size)
         self.grad_steps = check_count('grad_steps', grad_steps)
@@ -97,13 +98,13 @@ class EBT(nn.Module):
     def forward(self, x, y0=None, seed=0):
         "Predictions `(b, d_y)` for x, from the guesses `y0` or from random ones under `seed`"
         y = self.noise(len(x), generator(seed, 'guess', device=x.device)) if y0 is None else y0
-        teach = self.grad_steps if self.training else 0
+        x,teach = self.context(x),self.grad_steps if self.training else 0
         for k in range(self.n_optimization_steps, 0, -1):   # k steps left
             with torch.set_grad_enabled(torch.is_grad_enabled() and k <= teach):
                 y = descend(self.energy, x, y, self.step_size)
         return y
 
-# %% ../nbs/03_ebt.ipynb #266f0808
+# %% ../nbs/03_ebt.ipynb #b6aea403
 @torch.no_grad()
 def trace(
     model:EBT,                 # Its energy is descended
@@ -117,6 +118,7 @@ def trace(
     n_steps = model.n_optimization_steps if n_steps is None else check_count('n_steps', n_steps)
     step_size = model.step_size if step_size is None else check_positive('step_size', step_size)
     guesses = [model.noise(len(x), generator(seed, 'guess', device=x.device)) if y0 is None else y0]
+    if model.encoder is not None: x = predict(model.encoder, x)
     for _ in range(n_steps): guesses.append(descend(model.energy, x, guesses[-1], step_size))
     return Path(torch.stack(guesses), torch.stack([checked_energy(model.energy, x, y) for y in guesses]))
 
@@ -128,13 +130,13 @@ def _monitor(self:EBT, x, y0):
 
 EBT.monitor = _monitor
 
-# %% ../nbs/03_ebt.ipynb #9b2b59cc
+# %% ../nbs/03_ebt.ipynb #8ff04092
 def train_energy_model(
     train_dataset:TensorDataset,  # `(x, y)`, on the device to train on
     val_dataset:TensorDataset,    # In distribution, for watching
     test_dataset:TensorDataset,   # Out of distribution, for watching
     input_dim:int,                # Numbers in x
-    output_dim:int,               # Numbers in y
+    output_dim:int,               # Numbers in y, or classes
     n_optimization_steps:int=10,  # Inner steps
     step_size:float=1.,           # α of the inner loop
     latent_dim:int=128,           # Width of the energy's hidden layers
@@ -145,30 +147,33 @@ def train_energy_model(
     seed:int=0,                   # Of weights, batch order and first guesses
     seeds=None,                   # Several of them: trains as many models side by side
     energy:Callable|None=None,    # An energy of your own, `(x, y) -> (b,)`, copied for each of several seeds; None makes an `EnergyFunction`
+    encoder:Callable|None=None,   # `seed=... -> nn.Module` that reads x; None makes a `TokenEncoder` for texts and nothing for vectors
     report:Callable|None=print,   # Receives each line of the report; None is quiet
     **fit_options                 # Passed to `fit`: `eval_every`, `scoring`, `compile`, `callback`, `progress`
 ) -> EBT|list:                    # Trained, with `history` and `test_dataset`; a list for several seeds
     "Train an energy-based model, first-order; raises `ValueError` on bad input"
-    for name,t in zip(('x', 'y'), check_splits((train_dataset, val_dataset, test_dataset), input_dim, output_dim)['train']): check_vectors(name, t)
+    x = check_splits((train_dataset, val_dataset, test_dataset), input_dim, output_dim)['train'][0]
     num_steps = count_updates(num_steps, num_epochs, 10_000)
     def build(seed):
-        own = EnergyFunction(input_dim, output_dim, latent_dim, seed) if energy is None else copy.deepcopy(energy) if seeds is not None else energy
-        return EBT(own, output_dim, n_optimization_steps, step_size)
+        reader = encoder_for(x, encoder, seed)
+        own = EnergyFunction(reader.dim if reader else input_dim, output_dim, latent_dim, seed) if energy is None else copy.deepcopy(energy) if seeds is not None else energy
+        return EBT(own, output_dim, n_optimization_steps, step_size, encoder=reader)
     if report: report(f"First-order: θ-gradients through the last of {n_optimization_steps} inner steps only, step size {step_size:g}")
     return train_models(build, (train_dataset, val_dataset, test_dataset), seed, seeds, num_steps=num_steps, batch_size=batch_size, lr=lr, report=report, **fit_options)
 
-# %% ../nbs/03_ebt.ipynb #238eaa9d
+# %% ../nbs/03_ebt.ipynb #f2c9b781
 def test_energy_model(
     energy_fn,                           # A trained `EBT`, or any energy `(x, y) -> (b,)`
     n_optimization_steps:int|None=None,  # Inner steps; None takes the model's own, or 10
     step_size:float|None=None,           # α; None takes the model's own, or 1
     test_dataset:TensorDataset|None=None,# `(x, y)`; None takes the one the model was trained beside
     seed:int=0                           # Of the first guesses
-) -> float:                              # Mean squared error
+) -> float:                              # Mean squared error; for class labels, accuracy
     "How well descending an energy predicts a test set; raises `ValueError` when there is no test set"
     if test_dataset is None: test_dataset = getattr(energy_fn, 'test_dataset', None)
     if test_dataset is None: raise ValueError("test_dataset: expected a TensorDataset of (x, y), since this energy was not trained beside one; got None")
-    own = energy_fn if isinstance(energy_fn, EBT) else EBT(energy_fn, test_dataset.tensors[1].shape[-1])
+    y = test_dataset.tensors[1]
+    own = energy_fn if isinstance(energy_fn, EBT) else EBT(energy_fn, y.shape[-1] if y.is_floating_point() else 1 + int(y.max()))
     pick = lambda given,default: default if given is None else given
-    model = EBT(own.energy, own.output_dim, pick(n_optimization_steps, own.n_optimization_steps), pick(step_size, own.step_size))
-    return evaluate(model, test_dataset, F.mse_loss, seed)
+    model = EBT(own.energy, own.output_dim, pick(n_optimization_steps, own.n_optimization_steps), pick(step_size, own.step_size), encoder=own.encoder)
+    return evaluate(model, test_dataset, scoring_for(y).metric, seed)

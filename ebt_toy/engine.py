@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['activations', 'BLOCK', 'PAD', 'MAX_GROUPS', 'BETAS', 'EPS', 'CALL_SECONDS', 'WORTH_SECONDS', 'mlp', 'count_params',
-           'Work', 'count_work', 'batches', 'draw_noise', 'draws', 'row_lengths', 'length_groups', 'turns',
-           'why_not_stacked', 'stacked', 'adam_scales', 'adam_', 'compile_update', 'choose_compile', 'updates',
-           'update_work']
+           'Work', 'count_work', 'batches', 'draw_noise', 'draws', 'prepared', 'transformed', 'row_lengths',
+           'length_groups', 'turns', 'why_not_stacked', 'stacked', 'adam_scales', 'adam_', 'compile_update',
+           'choose_compile', 'updates', 'update_work']
 
 # %% ../nbs/01a_engine.ipynb #e04a0426
 import copy, warnings
@@ -108,6 +108,18 @@ def draws(
     order,g = (generator(seed, kind, *stream, device=device) for kind in ('batches', 'noise'))
     rows = batches(n, BLOCK*batch_size, order)
     while True: yield (next(rows).view(BLOCK, batch_size), *(z.view(BLOCK, batch_size, *z.shape[1:]) for z in draw_noise(model, BLOCK*batch_size, g)))
+
+# %% ../nbs/01a_engine.ipynb #4e0f2596
+def prepared(
+    model,      # May have `prepare(x)`
+    x:Tensor    # `(n, d_x)`
+) -> Tensor:    # `(n, ...)`
+    "The input as the model wants it"
+    return model.prepare(x) if hasattr(model, 'prepare') else x
+
+def transformed() -> bool:   # True within `grad`, `vmap`, a recording or the compiler
+    "Whether tensors here may stand for many, or for ones that are yet to come, so that no decision can rest on their numbers"
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 # %% ../nbs/01a_engine.ipynb #cb14e6c9
 PAD,MAX_GROUPS = 0,8   # Token id that fills a row up; most groups of different width

@@ -5,31 +5,33 @@
 # %% auto #0
 __all__ = ['FeedForward', 'train_feedforward']
 
-# %% ../nbs/04_ffn.ipynb #38784abb
+# %% ../nbs/04_ffn.ipynb #4c20701b
 from typing import Callable
 
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from .encoder import Encoded, encoder_for
 from .engine import mlp
-from .training import check_splits, check_vectors, count_updates, train_models
+from .training import check_splits, count_updates, train_models
 
-# %% ../nbs/04_ffn.ipynb #a5332c34
-class FeedForward(nn.Module):
+# %% ../nbs/04_ffn.ipynb #a5d62217
+class FeedForward(Encoded):
     "A feedforward network: three hidden layers, one pass from x to y"
     def __init__(self,
         input_dim:int,        # Numbers in x
         output_dim:int,       # Numbers in y, or classes
         latent_dim:int=128,   # Width of the hidden layers
         activation:str='relu',# One of `ebt_toy.engine.activations`
-        seed:int=0            # Of the initial weights
+        seed:int=0,           # Of the initial weights
+        encoder:nn.Module|None=None # Reads x; the network then takes its contexts for x
     ):
-        super().__init__()
+        super().__init__(encoder)
         self.net = mlp(input_dim, output_dim, latent_dim, activation, seed)
 
-    def forward(self, x): return self.net(x)   # (b, d_x) -> (b, d_y)
+    def forward(self, x): return self.net(self.context(x))   # (b, d_x) -> (b, d_y)
 
-# %% ../nbs/04_ffn.ipynb #3d233b71
+# %% ../nbs/04_ffn.ipynb #d5b75599
 def train_feedforward(
     train_dataset:TensorDataset,  # `(x, y)`, on the device to train on
     val_dataset:TensorDataset,    # In distribution, for watching
@@ -44,11 +46,14 @@ def train_feedforward(
     activation:str='relu',        # One of `ebt_toy.engine.activations`
     seed:int=0,                   # Of weights and batch order
     seeds=None,                   # Several of them: trains as many models side by side
+    encoder:Callable|None=None,   # `seed=... -> nn.Module` that reads x; None makes a `TokenEncoder` for texts and nothing for vectors
     report:Callable|None=print,   # Receives each line of the report; None is quiet
     **fit_options                 # Passed to `fit`: `eval_every`, `scoring`, `compile`, `callback`, `progress`
 ) -> FeedForward|list:            # Trained, with `history` and `test_dataset`; a list for several seeds
     "Train a feedforward network; raises `ValueError` on bad input"
-    check_vectors('x', check_splits((train_dataset, val_dataset, test_dataset), input_dim, output_dim)['train'][0])
+    x = check_splits((train_dataset, val_dataset, test_dataset), input_dim, output_dim)['train'][0]
     num_steps = count_updates(num_steps, num_epochs, 50_000)
-    build = lambda seed: FeedForward(input_dim, output_dim, latent_dim, activation, seed)
+    def build(seed):
+        reader = encoder_for(x, encoder, seed)
+        return FeedForward(reader.dim if reader else input_dim, output_dim, latent_dim, activation, seed, encoder=reader)
     return train_models(build, (train_dataset, val_dataset, test_dataset), seed, seeds, num_steps=num_steps, batch_size=batch_size, lr=lr, report=report, **fit_options)

@@ -56,7 +56,7 @@ def default_config(
     params = inspect.signature(_recipes[check_known('model', name, _recipes)].train).parameters.values()
     return {p.name: p.default for p in params if p.name not in _PLUMBING and p.kind != p.VAR_KEYWORD}
 
-# %% ../nbs/05_runner.ipynb #cb312f68
+# %% ../nbs/05_runner.ipynb #551a0971
 def chosen_models(
     model_type:str|list   # 'both', 'all', a registered name, or a list of names
 ) -> list[str]:           # Names
@@ -69,13 +69,16 @@ def chosen_models(
 
 def full_config(
     name:str,          # A registered model
-    config:dict|None   # Settings that differ from the defaults
+    config:dict|None,  # Settings that differ from the defaults
+    task:str|None=None # A registered task, whose own settings come before the model's defaults
 ) -> dict:             # Every setting
     "A model's settings with the defaults filled in; raises `ValueError` on an unknown key"
-    defaults = default_config(name)
-    if not isinstance(config or {}, dict): raise ValueError(f"{name}_config: expected a dict, got {config!r}")
-    for k in config or {}: check_known(f'{name}_config key', k, defaults)
-    return defaults | (config or {})
+    defaults,config = default_config(name),{} if config is None else config
+    if not isinstance(config, dict): raise ValueError(f"{name}_config: expected a dict, got {config!r}")
+    for k in config: check_known(f'{name}_config key', k, defaults)
+    suited = {k: v for k,v in get_task(task).settings.items() if k in defaults} if task else {}
+    if config.get('num_epochs') is not None: suited.pop('num_steps', None)      # the same count by its other name
+    return defaults | suited | config
 
 # %% ../nbs/05_runner.ipynb #94fb6cd7
 def _rehearse(name, config, tiny, scoring):
@@ -230,11 +233,11 @@ def summary(
     for n,r in results.items(): lines += _model_lines(n, r, results)
     return '\n'.join(['='*80, 'EXPERIMENT SUMMARY', _banner(*lines, *_verdict(results))])
 
-# %% ../nbs/05_runner.ipynb #ca5b0a21
-def _configs(model_type, given):
+# %% ../nbs/05_runner.ipynb #993e456a
+def _configs(model_type, given, task):
     "Full settings of every chosen model; refuses settings for a model that does not exist"
     for k in given: check_known('argument', k, [f'{n}_config' for n in _recipes])
-    return {n: full_config(n, given.get(f'{n}_config')) for n in chosen_models(model_type)}
+    return {n: full_config(n, given.get(f'{n}_config'), task) for n in chosen_models(model_type)}
 
 def _train_all(results, configs, many, report, fit_options):
     "Train one model after another, keeping each result as soon as it exists"
@@ -245,7 +248,7 @@ def _train_all(results, configs, many, report, fit_options):
         report(f"✓ {_recipes[n].title} Model Training {r['status'].capitalize()} | Test {metric}: {format_number(r[f'test_{results.metric}'])}")
         if r['status'] == 'interrupted': break
 
-# %% ../nbs/05_runner.ipynb #12890c75
+# %% ../nbs/05_runner.ipynb #ad969d05
 def run_main(
     task:str='add',               # A registered task
     vec_size:int=10,              # Numbers in each operand
@@ -268,7 +271,7 @@ def run_main(
 ) -> Results:                     # By model: `model`, `models`, `test_mse`, `val_mse`, `history`, `config`, `seconds`, `n_params`, `flops`, `status`
     "Make data, train models on them one after another, and compare; raises `ValueError` on bad input before any training"
     say,device,options = report or (lambda line: None),get_device(device),task_options or {}
-    configs = _configs(model_type, dict(ebt_config=ebt_config, ffn_config=ffn_config) | configs)
+    configs = _configs(model_type, dict(ebt_config=ebt_config, ffn_config=ffn_config) | configs, task)
     sizes = dict(vec_size=vec_size, size_train=size_train, size_val=size_val, size_test=size_test, seed=seed)
     many,seeds = seeds is not None,[seed] if seeds is None else list(range(check_count('seeds', seeds)) if isinstance(seeds, int) else seeds)
     _check_run(task, sizes, configs, device, options, eval_every, seeds, compile)
