@@ -271,18 +271,19 @@ def _replayed(run, state, example):
         graph.replay()
     return replay
 
-# %% ../nbs/01a_engine.ipynb #7be07634
-CALL_SECONDS,WORTH_SECONDS = 1e-5,20.   # What a call is counted as; compile when all calls would take longer than that
+# %% ../nbs/01a_engine.ipynb #ce71aefe
+CALL_SECONDS,WORTH_SECONDS = 1e-5,20.   # What a call is counted as; compile a shape when all calls would take longer than that
 
 def choose_compile(
     compile:bool|str,  # True, False or 'auto'
     calls:int,         # Calls in an update
-    num_steps:int      # Updates
+    num_steps:int,     # Updates
+    shapes:int=1       # Shapes that x comes in; each is compiled by itself
 ) -> tuple[bool,str]:  # Whether to compile, and why
     "Decide whether to compile; raises `ValueError` on another value"
     if compile not in (True, False, 'auto'): raise ValueError(f"compile: expected True, False or 'auto', got {compile!r}")
     seconds = calls*num_steps*CALL_SECONDS
-    yes = seconds > WORTH_SECONDS if compile == 'auto' else bool(compile)
+    yes = seconds > shapes*WORTH_SECONDS if compile == 'auto' else bool(compile)
     why = f"{calls:,} calls an update, about {seconds:.3g} s in all" if compile == 'auto' else "as asked"
     return yes,f"{'Compiled' if yes else 'Not compiled'}: {why}"
 

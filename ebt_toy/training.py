@@ -215,8 +215,12 @@ def _timed(history):
     except KeyboardInterrupt: history.status = 'interrupted'
     finally: history.seconds = time.perf_counter() - start
 
-# %% ../nbs/02_training.ipynb #7db3e469
+# %% ../nbs/02_training.ipynb #64d554d9
 SMALL_WORK = 2**24   # Multiplications in one pass over the batches of all seeds, below which one thread is used
+
+def _work(model, x, batch_size):
+    "Multiplications in one pass over a batch, nearly: each weight once for each row, or for each token"
+    return count_params(model)*batch_size*(1 if x.is_floating_point() else row_lengths(x).float().mean().item())
 
 @contextmanager
 def _threads_for(work):
@@ -245,7 +249,7 @@ def seeds_at_once(
     if groups > n: raise ValueError(f"seeds: expected models that fit into half of the free memory ({free/2**30:.3g} GiB free), got one that takes {bytes_a_seed/2**30:.3g} GiB")
     return -(-n//groups)
 
-# %% ../nbs/02_training.ipynb #f51dc54c
+# %% ../nbs/02_training.ipynb #6d0ad3ac
 def _bar(total, show):
     "A progress bar, where someone can watch it"
     watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
@@ -256,8 +260,7 @@ def _run(models, splits, history, scoring, seeds, many, report, callback, progre
     s,(x,y),n_val = history.settings,splits['train'],len(splits['val'][0])
     watch = partial(_watch, models, splits | dict(train=(x[:n_val], y[:n_val])), scoring, history, report, callback, many)
     stream = updates(models, x, y, s['batch_size'], s['lr'], scoring.loss, seeds, s['compile'])
-    work = len(models)*count_params(models[0])*s['batch_size']*(1 if x.is_floating_point() else row_lengths(x).float().mean())
-    with _timed(history), _threads_for(work), closing(stream), _bar(s['num_steps'], progress) as bar:
+    with _timed(history), _threads_for(len(models)*_work(models[0], x, s['batch_size'])), closing(stream), _bar(s['num_steps'], progress) as bar:
         for step in range(s['num_steps'] + 1):
             if step: next(stream), bar.update()
             if step % s['eval_every'] == 0 or step == s['num_steps']: watch(step)
@@ -276,9 +279,10 @@ def _plan(models, x, y, scoring, num_steps, batch_size, lr, eval_every, compile)
     _check_prediction(predict(models[0], x[:2]), y[:2])
     cost = update_work(models[0], x, y, batch_size, scoring.loss)
     obstacle = compile == 'auto' and len(models) == 1 and why_not_stacked(models)
-    compile,why = (False, f"Not compiled: {obstacle}") if obstacle else choose_compile(compile, cost.calls, num_steps)
+    compile,why = (False, f"Not compiled: {obstacle}") if obstacle else choose_compile(compile, cost.calls, num_steps, len(length_groups(x, y, batch_size)))
     settings = dict(num_steps=num_steps, batch_size=batch_size, lr=lr, eval_every=eval_every, compile=compile, update_flops=cost.flops)
-    return settings,seeds_at_once(cost.bytes, free_memory(x.device), len(models)),[describe_budget(num_steps, batch_size, len(x)), why]
+    large = x.device.type == 'cpu' and _work(models[0], x, batch_size) >= SMALL_WORK     # then one keeps all cores busy
+    return settings,1 if large else seeds_at_once(cost.bytes, free_memory(x.device), len(models)),[describe_budget(num_steps, batch_size, len(x)), why]
 
 def merge_histories(
     histories:list   # Of the same run, each with one or more seeds

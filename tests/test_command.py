@@ -27,7 +27,7 @@ def test_report_and_saved_files(tmp_path):
     (['--vec_size', 'ten'], "vec_size"),
     (['--device', 'cuda:99'], "device: expected a device of this machine"),
     (['--ebt_config', 'lr'], "expected key=value"),
-    (['--task', 'listops'], "task 'listops'"),
+    (['--task', 'listops', '--vec_size', '0'], "vec_size: expected a whole number of at least 1, got 0"),
     (['--num_steps', '5', '--num_epochs', '5'], "two names for the number of updates"),
     (['--seed', '-1'], "seed: expected a non-negative integer"),
     (['--save', '/dev/null/x'], "folder: expected one that can be written to"),
