@@ -6,13 +6,13 @@
 __all__ = ['FORMATS', 'MAX_LINE', 'FileFormat', 'format_row', 'atomic_file', 'write_file', 'FileError', 'read_lines',
            'detect_format', 'read_rows', 'read_file', 'read_ids', 'pad_rows', 'read_dataset', 'read_data']
 
-# %% ../nbs/01c_files.ipynb #af7551c6
+# %% ../nbs/01c_files.ipynb #86348c74
 import os, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import BinaryIO, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -44,12 +44,12 @@ def format_row(
     columns = ' '.join(text.split()),str(int(label))
     return '\t'.join(columns if FORMATS[check_known('format', format, FORMATS)].text_column == 0 else columns[::-1])
 
-# %% ../nbs/01c_files.ipynb #3683a798
+# %% ../nbs/01c_files.ipynb #ac370e54
 @contextmanager
 def atomic_file(
     path       # Where the file shall stand; its folder exists
-):
-    "A binary file to write to that takes its place under `path` when the block ends well; otherwise `path` stays as it was"
+) -> Iterator[BinaryIO]:   # A context that gives the file to write bytes to
+    "A file that takes its place under `path` when the block ends well; otherwise `path` stays as it was"
     path = Path(path)
     fd,temp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     try:
