@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_LINE', 'FileFormat', 'format_row', 'atomic_file', 'write_file', 'FileError', 'read_lines',
-           'detect_format', 'read_rows', 'read_file', 'read_ids', 'pad_rows', 'read_dataset', 'read_data']
+           'detect_format', 'read_rows', 'read_file', 'read_ids', 'pad_rows', 'read_dataset', 'read_data', 'draw_rows',
+           'listops_command', 'listops_main']
 
-# %% ../nbs/01c_files.ipynb #86348c74
-import os, tempfile
+# %% ../nbs/01c_files.ipynb #b682d979
+import os, sys, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -16,13 +17,15 @@ from typing import BinaryIO, Iterable, Iterator
 
 import numpy as np
 import torch
+from fastcore.script import anno_parser
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from .data import SyntheticData, check_count, check_known
+from .data import SyntheticData, check_count, check_known, generator
+from .generate import Limits, labels, stream, texts
 from .listops import PAD, TOKEN_ID, ListOpsError, Tree, evaluate, parse, render
 
-# %% ../nbs/01c_files.ipynb #a4bd21b9
+# %% ../nbs/01c_files.ipynb #28316d50
 @dataclass(frozen=True)
 class FileFormat:
     "How a file of expressions is laid out"
@@ -41,7 +44,7 @@ def format_row(
 ) -> str:         # A line, without its end
     "One row of a file; raises `ValueError` for a label that is no digit"
     if isinstance(label, bool) or label not in range(10): raise ValueError(f"label: expected a whole number from 0 to 9, got {label!r}")
-    columns = ' '.join(text.split()),str(int(label))
+    columns = text if text.isprintable() else ' '.join(text.split()),str(int(label))   # no tabs or line ends inside
     return '\t'.join(columns if FORMATS[check_known('format', format, FORMATS)].text_column == 0 else columns[::-1])
 
 # %% ../nbs/01c_files.ipynb #ac370e54
@@ -210,3 +213,72 @@ def read_data(
     splits = [read_ids(path, parens, verify=verify) for path in (train, val, test)]
     if width is None: width = max(len(r) for rows,_ in splits for r in rows)
     return SyntheticData(*(TensorDataset(pad_rows(rows, width), y) for rows,y in splits), width, 10)
+
+# %% ../nbs/01c_files.ipynb #04ffe20a
+_PARTS = dict(test=2, val=1, train=0)   # in the order drawn; the numbers are the streams of `listops_data`
+
+def draw_rows(
+    sizes:dict[str,int],   # Rows of 'train', 'val' and 'test'
+    limits:Limits,         # Which expressions to draw
+    seed:int=0,            # Same seed, same rows
+    parens:bool=True,      # Write the parentheses
+    progress:bool=False,   # Show progress bars
+    chunk:int=1000         # Expressions drawn at a time
+) -> Iterator[tuple[str,Iterator[tuple[str,int]]]]:   # Name of each split, with its rows of text and label; take them in order
+    "Rows of disjoint splits in bounded memory; raises `ValueError` when no new expression turns up"
+    seen = set()
+    for split,part in _PARTS.items():
+        forests = stream(sizes[split], seed, chunk, part, seen, progress, **vars(limits))
+        yield split,(row for forest in forests for row in zip(texts(forest, parens), labels(forest).tolist()))
+
+# %% ../nbs/01c_files.ipynb #b8bbe2f4
+def listops_command(
+    folder:str,              # Where the three files go; made if it is not there
+    size_train:int=96000,    # Expressions to train on
+    size_val:int=2000,       # Expressions to validate on
+    size_test:int=2000,      # Expressions to test on
+    format:str='lra',        # lra: basic_train.tsv with a header; nangia: train.tsv, labels first
+    no_parens:bool=False,    # Leave the parentheses out
+    min_length:int=500,      # Fewest tokens, not counting parentheses (nor does LRA)
+    max_length:int=2000,     # Most tokens, not counting parentheses
+    max_depth:int=10,        # Levels of nodes, the digits' included
+    max_args:int=10,         # Most arguments of an operator; the fewest are 2
+    seed:int=0,              # Same seed, same files
+    overwrite:bool=False,    # Replace files that are already there
+    quiet:bool=False         # No progress bars
+) -> dict[Path,int]:         # The files and their numbers of rows
+    "Write new ListOps files: distinct expressions in disjoint splits, every label right"
+    sizes = {split: check_count(f'size_{split}', n) for split,n in dict(train=size_train, val=size_val, test=size_test).items()}
+    limits,name = Limits(max_depth, max_args, min_length, max_length, parens=False),FORMATS[check_known('format', format, FORMATS)].file_name
+    generator(seed)
+    paths = _new_paths(folder, {split: name.format(split) for split in sizes}, overwrite)
+    splits = draw_rows(sizes, limits, seed, not no_parens, not quiet)
+    return {paths[split]: write_file(paths[split], rows, format, overwrite=overwrite) for split,rows in splits}
+
+def _new_paths(folder, names, overwrite):
+    "A place for each file in a folder, which is made; refuses a folder that cannot be had and files that are there"
+    try: Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise ValueError(f"folder: expected one to write to, got {str(folder)!r} ({e.strerror})") from None
+    paths = {split: Path(folder)/name for split,name in names.items()}
+    there = [p.name for p in paths.values() if p.exists()]
+    if there and not overwrite: raise ValueError(f"folder: expected no {', '.join(there)} in {str(folder)!r} (--overwrite replaces them)")
+    return paths
+
+# %% ../nbs/01c_files.ipynb #bf30a9a1
+def listops_main(
+    argv:list[str]|None=None   # Arguments after `ebt_toy listops`; None takes those of the process
+) -> int:                      # Exit code: 0, 2 for bad input or a folder that cannot be written to, 130 after Ctrl-C
+    "The command `ebt_toy listops`"
+    parser = anno_parser(listops_command, prog='ebt_toy listops')
+    def refuse(message): raise ValueError(message)
+    parser.error = refuse
+    try:
+        args = vars(parser.parse_args(argv))
+        for path,n in listops_command(**{k: v for k,v in args.items() if k not in ('pdb', 'xtra')}).items(): print(f"{path}: {n:,} expressions")
+    except (ValueError, OSError) as e:
+        print(f"ebt_toy listops: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ebt_toy listops: interrupted", file=sys.stderr)
+        return 130
+    return 0
