@@ -2,8 +2,12 @@
 __version__ = "0.1.0"
 
 from ebt_toy.data import create_synthetic_data, register_elementwise, register_task
+from ebt_toy.encoder import TokenEncoder
 from ebt_toy.ebt import EBT, EnergyFunction, test_energy_model, trace, train_energy_model
 from ebt_toy.ffn import FeedForward, train_feedforward
 from ebt_toy.listops import ListOpsError, draw_tree, evaluate, parse, render
+from ebt_toy.files import read_dataset
+from ebt_toy.generate import Forest, stream
+from ebt_toy.ladder import ladder
 from ebt_toy.training import DivergedError, History, baselines, fit, predict
 from ebt_toy.runner import register_model, run_main, save_results

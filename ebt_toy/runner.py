@@ -7,7 +7,7 @@ __all__ = ['Recipe', 'register_model', 'default_config', 'chosen_models', 'full_
            'paired_wins', 'summary', 'run_main', 'check_folder', 'plot_results', 'save_results', 'parse_config',
            'command', 'main']
 
-# %% ../nbs/05_runner.ipynb #9bc1d598
+# %% ../nbs/05_runner.ipynb #8215d458
 import copy, csv, inspect, io, json, math, os, platform, sys, tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from fastcore.script import anno_parser
 from .data import check_count, check_known, create_synthetic_data, generator, get_device, get_task
 from .ebt import train_energy_model
 from .ffn import train_feedforward
+from .files import listops_main
 from .engine import choose_compile, count_params
 from .training import DivergedError, baselines, count_updates, evaluate, format_number, merge_histories, predict
 
@@ -371,9 +372,9 @@ def _spread(shared, configs):
         for n in know: configs[n].setdefault(k, v)
     return configs
 
-# %% ../nbs/05_runner.ipynb #4af845f0
+# %% ../nbs/05_runner.ipynb #902be945
 def command(
-    task:str='add',                 # Task: add, multiply, or one of your own
+    task:str='add',                 # Task: add, multiply, listops, or one of your own
     model_type:str='both',          # Model: ebt, ffn, both, all
     vec_size:int=10,                # Numbers in each operand
     size_train:int=10000,           # Training samples
@@ -386,6 +387,7 @@ def command(
     latent_dim:int=None,            # Width of hidden layers (128)
     batch_size:int=None,            # Samples an update (ebt: 64, ffn: 128)
     lr:float=None,                  # Adam's learning rate (ebt: 0.001, ffn: 0.0001)
+    task_options:str='',            # Options of the task, as key=value,key=value; e.g. ood=length for listops
     ebt_config:str='',              # Settings of the EBT alone, as key=value,key=value
     ffn_config:str='',              # Settings of the FFN alone, as key=value,key=value
     seed:int=0,                     # Of data, weights, batch order and first guesses
@@ -402,16 +404,19 @@ def command(
     configs = _spread({k: v for k,v in shared.items() if v is not None}, configs)
     if save is not None: check_folder(save)
     results = run_main(task, vec_size, size_train, size_val, size_test, list(configs), seed=seed, device=device, eval_every=eval_every, seeds=seeds,
-                       compile={'yes': True, 'no': False}.get(compile, compile), progress=not quiet, **{f'{n}_config': c for n,c in configs.items()})
+                       compile={'yes': True, 'no': False}.get(compile, compile), task_options=parse_config(task_options), progress=not quiet, **{f'{n}_config': c for n,c in configs.items()})
     if save is not None: print(f"Saved to {save_results(results, save)}")
     return results
 
-# %% ../nbs/05_runner.ipynb #706090a2
+# %% ../nbs/05_runner.ipynb #36ad41bf
 def main(
     argv:list[str]|None=None   # Arguments; None takes those of the process
 ) -> int:                      # Exit code: 0, 1 when a model diverged, 2 for bad input, 130 after Ctrl-C
-    "The command `ebt_toy`"
+    "The command `ebt_toy`, and with `listops` as its first word the one that writes ListOps files"
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ['listops']: return listops_main(argv[1:])
     parser = anno_parser(command, prog='ebt_toy')
+    parser.epilog = "'ebt_toy listops --help' tells how to write ListOps data sets to files."
     def refuse(message): raise ValueError(message)
     parser.error = refuse
     try:
