@@ -295,7 +295,7 @@ def _keep(levels, good):
         place = np.cumsum(mask) - 1
     return kept
 
-# %% ../nbs/01b_generate.ipynb #6a00b5ea
+# %% ../nbs/01b_generate.ipynb #b2a1afda
 def _below_counts(levels):
     "Nodes below each operator, level by level; and for each operator those below its arguments"
     below = [level.n_args.astype(np.int64) for level in levels]
@@ -319,18 +319,7 @@ def _reading_order(levels, good):
     places = np.concatenate(places)
     return places,places + np.concatenate(below),starts
 
-def _draw(attempts, rng, limits):
-    "Those of a block of attempts that meet the limits, in the order of the attempts"
-    levels,good = _grow(attempts, rng, limits)
-    levels = _keep(levels, good)
-    places,ends,starts = _reading_order(levels, good)
-    n_args = np.zeros(starts[-1], np.int32)
-    n_args[places] = np.concatenate([level.n_args for level in levels])
-    nodes = rng.integers(10, size=starts[-1], dtype=np.int8)
-    nodes[places] = 10 + rng.integers(len(OPERATORS), size=len(places), dtype=np.int8)
-    return Forest(nodes, n_args, starts, np.bincount(ends, minlength=starts[-1]).astype(np.int32))
-
-# %% ../nbs/01b_generate.ipynb #84db7ef9
+# %% ../nbs/01b_generate.ipynb #4f6d97a2
 def numpy_generator(
     seed:int,           # Any non-negative integer
     *stream:str|int     # Which stream under this seed, as for `data.generator`
@@ -350,6 +339,7 @@ def _blocks(rng, limits, new=lambda forest: forest):
         failed = 0 if len(forest) else failed + _attempts(limits)
         if len(forest): yield forest
 
+# %% ../nbs/01b_generate.ipynb #918cb817
 def _portions(blocks, n, size, limits, seen=()):
     "`n` expressions out of `blocks`, `size` at a time, the last time fewer"
     found,held,missing = 0,[],min(size, n)       # held: drawn, not yet handed out
@@ -368,7 +358,18 @@ def _too_few(n, found, limits, seen):
     return (f"asked for {n} new expressions of {limits.min_length} to {limits.max_length} tokens with max_depth={limits.max_depth} and max_args={limits.max_args}, "
             f"found {found} beside {len(seen) - found if seen else 0} drawn before; {PATIENCE} further attempts gave no new one")
 
-# %% ../nbs/01b_generate.ipynb #f40742fa
+# %% ../nbs/01b_generate.ipynb #86ca2ef5
+def _draw(attempts, rng, limits):
+    "Those of a block of attempts that meet the limits, in the order of the attempts"
+    levels,good = _grow(attempts, rng, limits)
+    levels = _keep(levels, good)
+    places,ends,starts = _reading_order(levels, good)
+    n_args = np.zeros(starts[-1], np.int32)
+    n_args[places] = np.concatenate([level.n_args for level in levels])
+    nodes = rng.integers(10, size=starts[-1], dtype=np.int8)
+    nodes[places] = 10 + rng.integers(len(OPERATORS), size=len(places), dtype=np.int8)
+    return Forest(nodes, n_args, starts, np.bincount(ends, minlength=starts[-1]).astype(np.int32))
+
 def draw_forest(
     n:int,                     # How many
     rng:np.random.Generator,   # Source of randomness, e.g. `numpy_generator(seed)`
@@ -429,7 +430,7 @@ def stream(
             yield forest
             bar.update(len(forest))
 
-# %% ../nbs/01b_generate.ipynb #55a31acb
+# %% ../nbs/01b_generate.ipynb #0125251e
 TOKENS_PER_UNIT = 50   # Tokens in a row for each unit of `vec_size`
 _KINDS = {None: 'In-Distribution', 'length': 'Out-of-Distribution: longer', 'depth': 'Out-of-Distribution: deeper', 'args': 'Out-of-Distribution: wider'}
 
@@ -444,7 +445,11 @@ def ood_limits(
                    args=dict(min_widest=limits.max_args + 1, max_args=2*limits.max_args))
     return replace(limits, **changed[ood])
 
-# %% ../nbs/01b_generate.ipynb #1e6e522a
+def _test_kind(ood=None, **_):
+    "What the test set is to the training set"
+    return _KINDS[ood]
+
+# %% ../nbs/01b_generate.ipynb #a926a057
 def listops_data(
     size_train:int,      # Expressions to train on
     size_val:int,        # Expressions to validate on, like those
@@ -467,9 +472,5 @@ def listops_data(
         splits.append(TensorDataset(x.to(device), y.to(device)))
     test,val,train = splits
     return SyntheticData(train, val, test, tested.max_length, 10)
-
-def _test_kind(ood=None, **_):
-    "What the test set is to the training set"
-    return _KINDS[ood]
 
 register_task('listops', listops_data, scoring=classification, test_kind=_test_kind);
