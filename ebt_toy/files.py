@@ -178,7 +178,7 @@ def _forest(tokens, starts):
     n_args = np.bincount(parent, minlength=len(tokens))[node].astype(np.int32)
     return Forest(tokens[node] - np.int8(1), n_args, first) if (n_args[op] > 0).all() else None
 
-# %% ../nbs/01c_files.ipynb #3ee66943
+# %% ../nbs/01c_files.ipynb #9bc2da42
 BATCH = 256   # Rows checked together
 
 def _batch(lines, values, parens, verify):
@@ -194,6 +194,7 @@ def _batch(lines, values, parens, verify):
     if not all(np.array_equal(r, f) for r,f,p in zip(rows, full, with_parens) if p): return None
     return full if parens else plain
 
+# %% ../nbs/01c_files.ipynb #f4f0241a
 def read_ids(
     path,                      # A file of expressions, with parentheses or without
     parens:bool=True,          # With the tokens for parentheses, as in the task 'listops'
@@ -273,7 +274,17 @@ def draw_rows(
         forests = stream(sizes[split], seed, chunk, part, seen, progress, **vars(limits))
         yield split,(row for forest in forests for row in zip(texts(forest, parens), labels(forest).tolist()))
 
-# %% ../nbs/01c_files.ipynb #b4a87d6e
+# %% ../nbs/01c_files.ipynb #4b4fa757
+def _new_paths(folder, names, overwrite):
+    "A place for each file in a folder, which is made; refuses a folder that cannot be had and files that are there"
+    try: Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise ValueError(f"folder: expected one to write to, got {str(folder)!r} ({e.strerror})") from None
+    paths = {split: Path(folder)/name for split,name in names.items()}
+    there = [p.name for p in paths.values() if p.exists()]
+    if there and not overwrite: raise ValueError(f"folder: expected no {', '.join(there)} in {str(folder)!r} (--overwrite replaces them)")
+    return paths
+
+# %% ../nbs/01c_files.ipynb #15ec9b8d
 def listops_command(
     folder:str,              # Where the three files go; made if it is not there
     size_train:int=96000,    # Expressions to train on
@@ -297,15 +308,6 @@ def listops_command(
     splits = draw_rows(sizes, limits, seed, not no_parens, not quiet)
     n = {split: write_file(paths[split], rows, format, overwrite=overwrite) for split,rows in splits}
     return {path: n[split] for split,path in paths.items()}
-
-def _new_paths(folder, names, overwrite):
-    "A place for each file in a folder, which is made; refuses a folder that cannot be had and files that are there"
-    try: Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise ValueError(f"folder: expected one to write to, got {str(folder)!r} ({e.strerror})") from None
-    paths = {split: Path(folder)/name for split,name in names.items()}
-    there = [p.name for p in paths.values() if p.exists()]
-    if there and not overwrite: raise ValueError(f"folder: expected no {', '.join(there)} in {str(folder)!r} (--overwrite replaces them)")
-    return paths
 
 # %% ../nbs/01c_files.ipynb #bf30a9a1
 def listops_main(
