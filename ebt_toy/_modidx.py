@@ -121,6 +121,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'ebt_toy.generate._portions': ('generate.html#_portions', 'ebt_toy/generate.py'),
                                   'ebt_toy.generate._reading_order': ('generate.html#_reading_order', 'ebt_toy/generate.py'),
                                   'ebt_toy.generate._roots': ('generate.html#_roots', 'ebt_toy/generate.py'),
+                                  'ebt_toy.generate._run': ('generate.html#_run', 'ebt_toy/generate.py'),
                                   'ebt_toy.generate._test_kind': ('generate.html#_test_kind', 'ebt_toy/generate.py'),
                                   'ebt_toy.generate._too_few': ('generate.html#_too_few', 'ebt_toy/generate.py'),
                                   'ebt_toy.generate._unseen': ('generate.html#_unseen', 'ebt_toy/generate.py'),

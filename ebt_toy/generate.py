@@ -72,7 +72,7 @@ def _ends(n_args):
 
 def _closes(n_args): return np.bincount(_ends(n_args), minlength=len(n_args)).astype(np.int32)
 
-# %% ../nbs/01b_generate.ipynb #1536b2ab
+# %% ../nbs/01b_generate.ipynb #c846ded7
 def forest_of(
     trees:list[Tree]   # Expressions, e.g. from `parse`
 ) -> Forest:           # The same, in the same order
@@ -88,6 +88,11 @@ def concat(
     nodes,n_args,closes = (np.concatenate([getattr(f, row) for f in forests]) for row in ('nodes', 'n_args', 'closes'))
     return Forest(nodes, n_args, _from_zero(np.concatenate([np.diff(f.starts) for f in forests])), closes)
 
+def _run(forest, a, b):
+    "Expressions `a` to `b`, which share memory with the forest"
+    here = slice(forest.starts[a], forest.starts[b])
+    return Forest(forest.nodes[here], forest.n_args[here], forest.starts[a:b + 1] - forest.starts[a], forest.closes[here])
+
 # %% ../nbs/01b_generate.ipynb #f23e96e0
 def node_depths(
     forest:Forest    # Expressions
@@ -96,13 +101,13 @@ def node_depths(
     moves = (forest.n_args > 0) - forest.closes
     return 1 + np.cumsum(moves, dtype=np.int64) - moves
 
-# %% ../nbs/01b_generate.ipynb #7b730b50
+# %% ../nbs/01b_generate.ipynb #314da76d
 def _apply(kind, n, args):
     "Results of operators (0 to 3) with `n` arguments each, which stand one after another in `args`"
     first,which = np.cumsum(n) - n,np.arange(len(n))
     ranked = np.sort(np.repeat((10*which).astype(np.int32), n) + args)
-    low = first + np.choose(kind, [0, n - 1, (n - 1)//2, 0])
-    high = first + np.choose(kind, [0, n - 1, n//2, 0])
+    low = first + np.where(kind == 2, (n - 1)//2, (kind == 1)*(n - 1))
+    high = low + (kind == 2)*(n % 2 == 0)
     middle = (ranked[low] + ranked[high] - 20*which)//2
     return np.where(kind == 3, np.add.reduceat(args, first, dtype=np.int32) % 10, middle)
 
@@ -118,15 +123,13 @@ def _values(forest):
     result[order] = values
     return result
 
-# %% ../nbs/01b_generate.ipynb #0ddd3b87
+# %% ../nbs/01b_generate.ipynb #0562214a
 PIECE = 1 << 16   # Nodes worked on at a time
 
 def _pieces(forest):
     "The expressions in runs of about `PIECE` nodes"
     cuts = [0, *(np.flatnonzero(np.diff(forest.starts[:-1]//PIECE)) + 1), len(forest)]
-    for a,b in zip(cuts, cuts[1:]):
-        here = slice(forest.starts[a], forest.starts[b])
-        yield Forest(forest.nodes[here], forest.n_args[here], forest.starts[a:b + 1] - forest.starts[a], forest.closes[here])
+    return (_run(forest, a, b) for a,b in zip(cuts, cuts[1:]))
 
 def forest_values(
     forest:Forest    # Expressions
@@ -295,7 +298,7 @@ def _keep(levels, good):
         place = np.cumsum(mask) - 1
     return kept
 
-# %% ../nbs/01b_generate.ipynb #6a00b5ea
+# %% ../nbs/01b_generate.ipynb #b2a1afda
 def _below_counts(levels):
     "Nodes below each operator, level by level; and for each operator those below its arguments"
     below = [level.n_args.astype(np.int64) for level in levels]
@@ -319,18 +322,7 @@ def _reading_order(levels, good):
     places = np.concatenate(places)
     return places,places + np.concatenate(below),starts
 
-def _draw(attempts, rng, limits):
-    "Those of a block of attempts that meet the limits, in the order of the attempts"
-    levels,good = _grow(attempts, rng, limits)
-    levels = _keep(levels, good)
-    places,ends,starts = _reading_order(levels, good)
-    n_args = np.zeros(starts[-1], np.int32)
-    n_args[places] = np.concatenate([level.n_args for level in levels])
-    nodes = rng.integers(10, size=starts[-1], dtype=np.int8)
-    nodes[places] = 10 + rng.integers(len(OPERATORS), size=len(places), dtype=np.int8)
-    return Forest(nodes, n_args, starts, np.bincount(ends, minlength=starts[-1]).astype(np.int32))
-
-# %% ../nbs/01b_generate.ipynb #84db7ef9
+# %% ../nbs/01b_generate.ipynb #4f6d97a2
 def numpy_generator(
     seed:int,           # Any non-negative integer
     *stream:str|int     # Which stream under this seed, as for `data.generator`
@@ -350,6 +342,7 @@ def _blocks(rng, limits, new=lambda forest: forest):
         failed = 0 if len(forest) else failed + _attempts(limits)
         if len(forest): yield forest
 
+# %% ../nbs/01b_generate.ipynb #2c0c033c
 def _portions(blocks, n, size, limits, seen=()):
     "`n` expressions out of `blocks`, `size` at a time, the last time fewer"
     found,held,missing = 0,[],min(size, n)       # held: drawn, not yet handed out
@@ -358,9 +351,10 @@ def _portions(blocks, n, size, limits, seen=()):
             block = next(blocks, None)
             if block is None: raise ValueError(_too_few(n, found + sum(map(len, held)), limits, seen))
             held.append(block)
-        whole = concat(held)
-        yield whole.take(slice(missing))
-        found,held = found + missing,[whole.take(slice(missing, None))]
+        surplus = sum(map(len, held)) - missing
+        last = held.pop()
+        yield concat([*held, _run(last, 0, len(last) - surplus)])
+        found,held = found + missing,[_run(last, len(last) - surplus, len(last))]
         missing = min(size, n - found)
 
 def _too_few(n, found, limits, seen):
@@ -368,7 +362,18 @@ def _too_few(n, found, limits, seen):
     return (f"asked for {n} new expressions of {limits.min_length} to {limits.max_length} tokens with max_depth={limits.max_depth} and max_args={limits.max_args}, "
             f"found {found} beside {len(seen) - found if seen else 0} drawn before; {PATIENCE} further attempts gave no new one")
 
-# %% ../nbs/01b_generate.ipynb #f40742fa
+# %% ../nbs/01b_generate.ipynb #86ca2ef5
+def _draw(attempts, rng, limits):
+    "Those of a block of attempts that meet the limits, in the order of the attempts"
+    levels,good = _grow(attempts, rng, limits)
+    levels = _keep(levels, good)
+    places,ends,starts = _reading_order(levels, good)
+    n_args = np.zeros(starts[-1], np.int32)
+    n_args[places] = np.concatenate([level.n_args for level in levels])
+    nodes = rng.integers(10, size=starts[-1], dtype=np.int8)
+    nodes[places] = 10 + rng.integers(len(OPERATORS), size=len(places), dtype=np.int8)
+    return Forest(nodes, n_args, starts, np.bincount(ends, minlength=starts[-1]).astype(np.int32))
+
 def draw_forest(
     n:int,                     # How many
     rng:np.random.Generator,   # Source of randomness, e.g. `numpy_generator(seed)`
@@ -429,7 +434,7 @@ def stream(
             yield forest
             bar.update(len(forest))
 
-# %% ../nbs/01b_generate.ipynb #55a31acb
+# %% ../nbs/01b_generate.ipynb #0125251e
 TOKENS_PER_UNIT = 50   # Tokens in a row for each unit of `vec_size`
 _KINDS = {None: 'In-Distribution', 'length': 'Out-of-Distribution: longer', 'depth': 'Out-of-Distribution: deeper', 'args': 'Out-of-Distribution: wider'}
 
@@ -444,7 +449,11 @@ def ood_limits(
                    args=dict(min_widest=limits.max_args + 1, max_args=2*limits.max_args))
     return replace(limits, **changed[ood])
 
-# %% ../nbs/01b_generate.ipynb #1e6e522a
+def _test_kind(ood=None, **_):
+    "What the test set is to the training set"
+    return _KINDS[ood]
+
+# %% ../nbs/01b_generate.ipynb #a926a057
 def listops_data(
     size_train:int,      # Expressions to train on
     size_val:int,        # Expressions to validate on, like those
@@ -467,9 +476,5 @@ def listops_data(
         splits.append(TensorDataset(x.to(device), y.to(device)))
     test,val,train = splits
     return SyntheticData(train, val, test, tested.max_length, 10)
-
-def _test_kind(ood=None, **_):
-    "What the test set is to the training set"
-    return _KINDS[ood]
 
 register_task('listops', listops_data, scoring=classification, test_kind=_test_kind);

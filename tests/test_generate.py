@@ -1,0 +1,220 @@
+"Forests: the same as trees one by one, drawn from the same distribution, whole, distinct and repeatable"
+import hashlib, os, subprocess, sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from ebt_toy.data import create_synthetic_data, generator, get_task
+from ebt_toy.generate import (Forest, Limits, concat, digests, distinct, draw_forest, forest_of, forest_values, labels, node_depths,
+                              numpy_generator, ood_limits, pad, stream, texts, token_ids)
+from ebt_toy.listops import (OPERATOR_P, OPERATORS, Tree, detokenize, evaluate, grow, node_values, parse, positions, random_numbers, render,
+                             tokenize, tree_length)
+
+digits = st.sampled_from('0123456789').map(lambda d: ((d,), (0,)))
+
+def join(op_and_args):
+    op,args = op_and_args
+    return (op, *(n for a in args for n in a[0])),(len(args), *(n for a in args for n in a[1]))
+
+trees = st.recursive(digits, lambda sub: st.tuples(st.sampled_from(list(OPERATORS)), st.lists(sub, min_size=1, max_size=6)).map(join), max_leaves=40).map(lambda t: Tree(*t))
+LRA = dict(min_length=500, max_length=2000, parens=False)
+
+def closings(tree):
+    "`]` after each node, read off the text"
+    count = []
+    for token in render(tree, parens=False).split():
+        if token == ']': count[-1] += 1
+        else: count.append(0)
+    return count
+
+def levels(tree): return [int(1 - y) for _,y in positions(tree)]
+
+# A forest is its trees
+
+@settings(deadline=None)
+@given(st.lists(trees, max_size=8))
+def test_a_forest_is_its_trees(ts):
+    forest = forest_of(ts)
+    assert list(forest) == ts and len(forest) == len(ts)
+    assert forest.closes.tolist() == [c for t in ts for c in closings(t)]
+    assert node_depths(forest).tolist() == [d for t in ts for d in levels(t)]
+    assert forest_values(forest).tolist() == [v for t in ts for v in node_values(t)]
+    assert labels(forest).tolist() == [evaluate(t) for t in ts]
+    for parens in (True, False):
+        written = [render(t, parens) for t in ts]
+        ids,starts = token_ids(forest, parens)
+        assert texts(forest, parens) == written
+        assert ids.tolist() == [i for text in written for i in tokenize(text)]
+        assert np.diff(starts).tolist() == [tree_length(t, parens) for t in ts]
+    width = max([tree_length(t) for t in ts], default=1)
+    assert [detokenize(row) for row in pad(*token_ids(forest), width)] == [render(t) for t in ts]
+    assert [a == b for a,b in zip(digests(forest), digests(forest)[1:])] == [a == b for a,b in zip(ts, ts[1:])]
+
+@settings(deadline=None)
+@given(st.lists(trees, min_size=1, max_size=6), st.data())
+def test_selecting_and_joining(ts, data):
+    forest = forest_of(ts)
+    which = data.draw(st.lists(st.integers(0, len(ts) - 1)))
+    chosen = forest.take(np.array(which, int))
+    assert list(chosen) == [ts[i] for i in which] and chosen.closes.tolist() == [c for i in which for c in closings(ts[i])]
+    mask = np.array(data.draw(st.lists(st.booleans(), min_size=len(ts), max_size=len(ts))))
+    assert list(forest.take(mask)) == [t for t,m in zip(ts, mask) if m]
+    both = concat([forest, chosen])
+    assert list(both) == [*ts, *chosen] and both.closes.tolist() == [*forest.closes, *chosen.closes]
+    with pytest.raises(IndexError): forest[len(ts)]
+
+def test_long_rows_are_worked_on_in_pieces(monkeypatch):
+    forest = draw_forest(300, numpy_generator(0), min_length=1)
+    whole = forest_values(forest),token_ids(forest),texts(forest)
+    monkeypatch.setattr('ebt_toy.generate.PIECE', 100)
+    again = forest_values(forest),token_ids(forest),texts(forest)
+    assert (whole[0] == again[0]).all() and all((a == b).all() for a,b in zip(whole[1], again[1])) and whole[2] == again[2]
+
+def test_deep_and_wide_expressions():
+    deep,wide = parse('[MIN '*3000 + '3' + ' ]'*3000),parse('[MED ' + '1 7 '*50_000 + ']')
+    forest = forest_of([deep, parse('7'), wide])
+    assert node_depths(forest).max() == 3001 and labels(forest).tolist() == [3, 7, 4]
+    assert texts(forest) == [render(deep), '7', render(wide)]
+
+# What is drawn
+
+def test_twenty_thousand_labels_and_texts():
+    forest = draw_forest(20_000, numpy_generator(3))
+    found,written = labels(forest),texts(forest)
+    for i,tree in enumerate(forest):
+        assert evaluate(tree) == found[i]
+        if i % 10 == 0: assert render(tree) == written[i] and 50 <= tree_length(tree) <= 500
+    assert (forest.closes == Forest(forest.nodes, forest.n_args, forest.starts).closes).all()
+
+def test_lra_lengths():
+    forest = draw_forest(300, numpy_generator(3), **LRA)
+    assert all(500 <= tree_length(t, parens=False) <= 2000 for t in forest) and node_depths(forest).max() <= 10
+    assert labels(forest).tolist() == [evaluate(t) for t in forest]
+
+def p_of(statistic, df): return torch.special.gammaincc(torch.tensor(df/2., dtype=torch.float64), torch.tensor(statistic/2., dtype=torch.float64)).item()
+
+def alike(a, b):
+    "p of chi-squared for two samples of small whole numbers"
+    counts = np.array([np.bincount(v, minlength=1 + max(a.max(), b.max())) for v in (a, b)])
+    counts = counts[:, counts.sum(0) >= 20]
+    expected = counts.sum(0)*counts.sum(1, keepdims=True)/counts.sum()
+    return p_of(((counts - expected)**2/expected).sum(), counts.shape[1] - 1)
+
+@pytest.mark.parametrize('limits', [dict(min_length=1, max_length=300, max_depth=4, max_args=4), dict(min_length=20, max_length=200, max_depth=6, max_args=7)])
+def test_distributed_as_the_specification(limits):
+    draws = random_numbers(generator(5))
+    options = {k: v for k,v in limits.items() if k != 'min_length'}
+    attempts = (grow(draws, **options) for _ in range(10**9))
+    grown = [t for t,_ in zip((t for t in attempts if t is not None and tree_length(t) >= limits['min_length']), range(6000))]
+    old,new = forest_of(grown),draw_forest(20_000, numpy_generator(5), **limits)
+    def traits(f):
+        first = f.starts[:-1]
+        return dict(size=np.diff(f.starts)//4, operators=np.add.reduceat(f.n_args > 0, first, dtype=int), levels=np.maximum.reduceat(node_depths(f), first),
+                    root=f.nodes[first], arguments=f.n_args[first], widest=np.maximum.reduceat(f.n_args, first), last=f.nodes[f.starts[1:] - 1], label=labels(f))
+    a,b = traits(old),traits(new)
+    p = {name: alike(a[name], b[name]) for name in a}
+    assert min(p.values()) > 1e-3, p
+
+def test_exact_probabilities_of_small_expressions():
+    "Every expression of at most 2 levels and 2 arguments has a known probability"
+    forest = draw_forest(50_000, numpy_generator(6), max_depth=2, max_args=2, min_length=1, max_length=10)
+    count = {}
+    for text in texts(forest, parens=False): count[text] = count.get(text, 0) + 1
+    law = {d: (1 - OPERATOR_P)/10 for d in '0123456789'} | {f'{op} {a} {b} ]': OPERATOR_P/4/100 for op in OPERATORS for a in range(10) for b in range(10)}
+    assert set(count) <= set(law)
+    expected = np.array(list(law.values()))*len(forest)
+    seen = np.array([count.get(t, 0) for t in law])
+    assert p_of(((seen - expected)**2/expected).sum(), len(law) - 1) > 1e-3
+
+def test_mean_size_of_levels():
+    forest = draw_forest(30_000, numpy_generator(7), max_depth=4, max_args=6, min_length=1, max_length=10_000)
+    assert np.bincount(node_depths(forest))[1:]/len(forest) == pytest.approx(((2 + 6)/8)**np.arange(4), abs=0.06)
+
+# Distinct, and the same everywhere
+
+def test_portions_do_not_matter():
+    whole = texts(next(stream(900, seed=8, chunk=900)))
+    for chunk in (1, 100, 899, 10_000): assert texts(concat(list(stream(900, seed=8, chunk=chunk)))) == whole
+    assert texts(concat(list(stream(200, seed=8)))) == whole[:200]
+    assert len(set(whole)) == 900 and texts(concat(list(stream(200, seed=8, part=1)))) != whole[:200]
+    assert texts(distinct(900, numpy_generator(8, 0), set())) == whole
+
+def test_what_was_seen_is_not_drawn_again():
+    limits,seen = dict(max_depth=2, max_args=2, min_length=10, max_length=10),set()
+    parts = [distinct(n, numpy_generator(9, n), seen, **limits) for n in (150, 200, 50)]
+    assert len(set(sum(map(texts, parts), []))) == len(seen) == 400
+    with pytest.raises(ValueError, match='asked for 3 new expressions of 10 to 10 tokens .* found 0 beside 400 drawn before; 100000'): distinct(3, numpy_generator(1), seen, **limits)
+    fresh = set()
+    with pytest.raises(ValueError, match='asked for 401 .* found 400 beside 0'): distinct(401, numpy_generator(1), fresh, **limits)
+    with pytest.raises(ValueError, match='asked for 401 .* found 400 beside 0'): list(stream(401, 0, 100, **limits))
+
+@pytest.mark.parametrize('options, message', [(dict(max_args=1), 'max_args'), (dict(min_length=0), 'min_length'), (dict(min_length=300, max_length=200), 'min_length: expected at most 199'),
+    (dict(min_depth=11), 'min_depth'), (dict(min_widest=11), 'min_widest'), (dict(max_depth=30, min_depth=20, max_length=100), 'max_length: expected at least 172')])
+def test_limits_no_expression_meets(options, message):
+    with pytest.raises(ValueError, match=message): draw_forest(1, numpy_generator(0), **options)
+
+DIGEST = """
+import hashlib, sys
+import ebt_toy.generate
+from ebt_toy.data import create_synthetic_data
+data = create_synthetic_data('listops', size_train=200, size_val=50, size_test=50, vec_size=4, seed=5)
+print(hashlib.sha256(b''.join(t.numpy().tobytes() for ds in data[:3] for t in ds.tensors)).hexdigest())
+"""
+
+def test_the_same_bytes_in_every_process():
+    def run(hash_seed): return subprocess.Popen([sys.executable, '-c', DIGEST], env={**os.environ, 'PYTHONHASHSEED': hash_seed}, stdout=subprocess.PIPE, text=True)
+    first,second = [p.communicate(timeout=120)[0].strip() for p in [run('1'), run('2')]]
+    before,again = torch.get_rng_state(),create_synthetic_data('listops', size_train=200, size_val=50, size_test=50, vec_size=4, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    here = hashlib.sha256(b''.join(t.numpy().tobytes() for ds in again[:3] for t in ds.tensors)).hexdigest()
+    assert len(first) == 64 and first == second == here
+
+@pytest.mark.parametrize('options', [{}, dict(vec_size=1, min_length=1, max_args=3, max_depth=4), dict(vec_size=2, min_length=90), dict(max_depth=3, max_args=5, min_length=10)])
+def test_data_are_whole_and_distinct(options):
+    data = create_synthetic_data('listops', size_train=300, size_val=60, size_test=60, seed=1, **options)
+    rows = torch.cat([ds.tensors[0] for ds in data[:3]])
+    labels = torch.cat([ds.tensors[1] for ds in data[:3]])
+    texts = [detokenize(r) for r in rows]
+    assert rows.shape == (420, options.get('vec_size', 10)*50) and rows.dtype == labels.dtype == torch.int64
+    assert len(set(texts)) == 420
+    for text,label in zip(texts, labels.tolist()):
+        tree = parse(text)
+        assert render(tree) == text and evaluate(tree) == label
+        assert options.get('min_length', 50) <= len(text.split()) <= data.input_dim
+        assert max(tree.n_args) <= options.get('max_args', 10)
+        assert 1 - min(y for _,y in positions(tree)) <= options.get('max_depth', 10)
+
+def test_a_larger_training_set_leaves_the_others_alone():
+    a,b,c = (create_synthetic_data('listops', size_train=n, size_val=30, size_test=30, vec_size=2, seed=s) for n,s in [(40, 0), (80, 0), (40, 1)])
+    for i in (1, 2):
+        for s,t in zip(a[i].tensors, b[i].tensors): assert torch.equal(s, t)
+    assert torch.equal(a[0].tensors[0], b[0].tensors[0][:40])
+    assert not torch.equal(a[2].tensors[0], c[2].tensors[0])
+
+@pytest.mark.parametrize('options, message', [
+    (dict(max_depth=0), 'max_depth'), (dict(max_depth=2.5), 'max_depth'), (dict(max_args=1), 'max_args'), (dict(min_length=0), 'min_length'),
+    (dict(min_length=500), 'min_length: expected at most 499'), (dict(vec_size=1), 'min_length: expected at most 49'),
+    (dict(max_depth=1, min_length=1), 'asked for 20 .* found 0 beside 10'), (dict(seed=-1), 'seed')])
+def test_impossible_requests_are_refused(options, message):
+    with pytest.raises(ValueError, match=message): create_synthetic_data('listops', **{**dict(size_train=20, size_val=5, size_test=5), **options})
+
+@pytest.mark.parametrize('ood', ['length', 'depth', 'args'])
+def test_test_sets_beyond_training(ood):
+    data = create_synthetic_data('listops', 400, 100, 200, vec_size=3, seed=2, max_depth=5, max_args=6, min_length=20, ood=ood)
+    sets = [[parse(detokenize(row)) for row in ds.tensors[0]] for ds in data[:3]]
+    measure = dict(length=tree_length, depth=lambda t: max(levels(t)), args=lambda t: max(t.n_args))
+    limit = dict(length=150, depth=5, args=6)
+    for name,f in measure.items():
+        assert max(f(t) for ts in sets[:2] for t in ts) <= limit[name]
+        tested = [f(t) for t in sets[2]]
+        assert limit[name] < min(tested) and max(tested) <= 2*limit[name] if name == ood else max(tested) <= limit[name]
+    assert data.input_dim == data.train_dataset.tensors[0].shape[1] == data.test_dataset.tensors[0].shape[1] == (300 if ood == 'length' else 150)
+    for ts,ds in zip(sets, data): assert [evaluate(t) for t in ts] == ds.tensors[1].tolist()
+
+def test_what_the_test_set_is():
+    kind = get_task('listops').test_kind
+    assert kind() == kind(max_depth=3) == 'In-Distribution' and len({kind(ood=o) for o in (None, 'length', 'depth', 'args')}) == 4
+    with pytest.raises(ValueError, match="unknown ood 'size'"): create_synthetic_data('listops', 5, 5, 5, ood='size')
+    with pytest.raises(ValueError, match='max_length: expected at least 91 tokens for 11 levels'): create_synthetic_data('listops', 5, 5, 5, vec_size=1, min_length=1, ood='depth')
