@@ -257,7 +257,7 @@ def read_data(
     if width is None: width = max(len(r) for rows,_ in splits for r in rows)
     return SyntheticData(*(TensorDataset(pad_rows(rows, width), y) for rows,y in splits), width, 10)
 
-# %% ../nbs/01c_files.ipynb #04ffe20a
+# %% ../nbs/01c_files.ipynb #b2ca324c
 _PARTS = dict(test=2, val=1, train=0)   # in the order drawn; the numbers are the streams of `listops_data`
 
 def draw_rows(
@@ -274,7 +274,6 @@ def draw_rows(
         forests = stream(sizes[split], seed, chunk, part, seen, progress, **vars(limits))
         yield split,(row for forest in forests for row in zip(texts(forest, parens), labels(forest).tolist()))
 
-# %% ../nbs/01c_files.ipynb #4b4fa757
 def _new_paths(folder, names, overwrite):
     "A place for each file in a folder, which is made; refuses a folder that cannot be had and files that are there"
     try: Path(folder).mkdir(parents=True, exist_ok=True)
