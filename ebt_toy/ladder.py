@@ -39,26 +39,26 @@ def _check_balance(x, tokens, rows, depth, step):
         try: parse(detokenize(row))
         except ListOpsError as e: raise ValueError(f"x: expected an expression in every row, got in row {i}: {e}") from None
 
-# %% ../nbs/01d_ladder.ipynb #600e9008
+# %% ../nbs/01d_ladder.ipynb #b1c5d30b
 def read_levels(
     x:Tensor        # Token ids, `(b, width)`, with parentheses or without, padded with 0
 ) -> list[LevelNodes]:   # From the roots down
     "The nodes of many expressions, level by level; raises `ValueError` for a row that is no expression"
     if x.ndim != 2 or x.is_floating_point() or x.numel() and not 0 <= x.min() <= x.max() < len(VOCAB):
         raise ValueError(f"x: expected rows of token ids, (b, width) and in 0 to {len(VOCAB) - 1}, got {x.dtype} of shape {tuple(x.shape)}")
-    x = x.cpu().numpy()
-    rows,columns = np.nonzero((x != PAD) & (x < _OPEN_PAREN))
-    tokens = x[rows, columns]
+    x = x.to(torch.int8).cpu().numpy()
+    told = (x != PAD) & (x < _OPEN_PAREN)
+    rows,tokens = np.repeat(np.arange(len(x)), told.sum(1)),x[told]
     step = (tokens >= TOKEN_ID['[MIN']).astype(np.int64) - 2*(tokens == _CLOSE)   # +1 opens an operator, −1 closes it
     depth = np.cumsum(step) - step
     _check_balance(x, tokens, rows, depth, step)
     nodes = np.flatnonzero(tokens < _CLOSE)
-    nodes = nodes[np.argsort(depth[nodes], kind='stable')]
-    levels = np.split(nodes, np.cumsum(np.bincount(depth[nodes]))[:-1])
-    kinds = [tokens[l] - 1 for l in levels]
+    depth = depth[nodes]
+    levels = np.split(nodes[np.argsort(depth.astype(np.min_scalar_type(depth.max())), kind='stable')], np.cumsum(np.bincount(depth))[:-1])   # small numbers sort faster
+    kinds = [tokens[l].astype(np.int64) - 1 for l in levels]
     return [LevelNodes(k, np.searchsorted(below, l[k > 9]), rows[l]) for k,l,below in zip(kinds, levels, [*levels[1:], nodes[:0]])]
 
-# %% ../nbs/01d_ladder.ipynb #c3118bd0
+# %% ../nbs/01d_ladder.ipynb #42a0e50b
 def combine(
     kinds:np.ndarray,    # Operators, 0 to 3 in the order of `OPERATORS`
     values:np.ndarray,   # Values of all their arguments, one operator after another
@@ -78,7 +78,7 @@ def level_values(
     "What every node is worth, exactly or with guesses from some depth on"
     depth,values = min(len(levels) - 1, len(levels) if depth is None else depth),[]
     for i,(kinds,starts,_) in reversed(list(enumerate(levels[:depth + 1]))):
-        v,op = kinds.astype(np.int64),kinds > 9
+        v,op = kinds.copy(),kinds > 9
         if op.any(): v[op] = combine(kinds[op] - 10, values[-1], starts) if values else guesses[kinds[op] - 10]
         values.append(v)
     return values[::-1]
