@@ -6,7 +6,7 @@
 __all__ = ['OPENING', 'CLOSING', 'SILENT', 'without', 'nesting', 'rotate', 'attend', 'Block', 'TokenEncoder', 'Encoded',
            'encoder_for']
 
-# %% ../nbs/02a_encoder.ipynb #0bd4af63
+# %% ../nbs/02a_encoder.ipynb #bb9f4b78
 from typing import Callable
 
 import torch
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import check_count, seeded
-from .engine import PAD, prepared, row_lengths, transformed
-from .listops import OPERATORS, TOKEN_ID, VOCAB
+from .engine import prepared, row_lengths, transformed
+from .listops import OPERATORS, PAD, TOKEN_ID, VOCAB
 
 # %% ../nbs/02a_encoder.ipynb #bd92919e
 OPENING,CLOSING,SILENT = tuple(TOKEN_ID[o] for o in OPERATORS),(TOKEN_ID[']'],),(TOKEN_ID['('], TOKEN_ID[')'])   # ids of ListOps

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NODES', 'PIECE', 'TOKENS_PER_UNIT', 'Forest', 'forest_of', 'concat', 'node_depths', 'forest_values', 'labels',
            'token_ids', 'texts', 'pad', 'Limits', 'Level', 'numpy_generator', 'draw_forest', 'digests', 'distinct',
-           'stream', 'ood_limits', 'listops_data']
+           'stream', 'ood_limits', 'listops_test_kind', 'listops_data']
 
 # %% ../nbs/01b_generate.ipynb #9e4cd558
 import sys
@@ -434,7 +434,7 @@ def stream(
             yield forest
             bar.update(len(forest))
 
-# %% ../nbs/01b_generate.ipynb #0125251e
+# %% ../nbs/01b_generate.ipynb #57353b85
 TOKENS_PER_UNIT = 50   # Tokens in a row for each unit of `vec_size`
 _KINDS = {None: 'In-Distribution', 'length': 'Out-of-Distribution: longer', 'depth': 'Out-of-Distribution: deeper', 'args': 'Out-of-Distribution: wider'}
 
@@ -449,11 +449,14 @@ def ood_limits(
                    args=dict(min_widest=limits.max_args + 1, max_args=2*limits.max_args))
     return replace(limits, **changed[ood])
 
-def _test_kind(ood=None, **_):
+def listops_test_kind(
+    ood:str|None=None,   # As in `listops_data`
+    **_                  # Other options
+) -> str:                # For reports
     "What the test set is to the training set"
     return _KINDS[ood]
 
-# %% ../nbs/01b_generate.ipynb #a926a057
+# %% ../nbs/01b_generate.ipynb #3757db32
 def listops_data(
     size_train:int,      # Expressions to train on
     size_val:int,        # Expressions to validate on, like those
@@ -477,4 +480,4 @@ def listops_data(
     test,val,train = splits
     return SyntheticData(train, val, test, tested.max_length, 10)
 
-register_task('listops', listops_data, scoring=classification, test_kind=_test_kind);
+register_task('listops', listops_data, scoring=classification, test_kind=listops_test_kind);

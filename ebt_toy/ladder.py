@@ -6,7 +6,7 @@
 __all__ = ['CHUNK', 'LevelNodes', 'read_levels', 'combine', 'level_values', 'Counts', 'count_values', 'middle_mode',
            'shallow_rules', 'ladder', 'plot_ladder', 'tree_depths', 'accuracy_by_depth']
 
-# %% ../nbs/01d_ladder.ipynb #e90cbc0b
+# %% ../nbs/01d_ladder.ipynb #2f26aa72
 from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Iterator, NamedTuple
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from .data import SyntheticData
+from .data import SyntheticData, classification, register_task
+from .generate import listops_data, listops_test_kind
 from .listops import OPERATORS, PAD, TOKEN_ID, VOCAB, ListOpsError, detokenize, parse
 
 # %% ../nbs/01d_ladder.ipynb #9afceda2
@@ -184,3 +185,6 @@ def accuracy_by_depth(
     digits = predictions.argmax(-1) if predictions.ndim == 2 else predictions
     right,depth = (digits.to(y.device) == y).cpu().numpy(),tree_depths(x)
     return {int(d): (float(right[depth == d].mean()), int((depth == d).sum())) for d in np.unique(depth)}
+
+# %% ../nbs/01d_ladder.ipynb #aaad55fb
+register_task('listops', listops_data, scoring=classification, rules=ladder, test_kind=listops_test_kind, settings=dict(num_steps=3000, batch_size=64, lr=1e-3, activation='silu'));

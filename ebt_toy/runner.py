@@ -7,7 +7,7 @@ __all__ = ['Recipe', 'register_model', 'default_config', 'chosen_models', 'full_
            'paired_wins', 'summary', 'run_main', 'check_folder', 'plot_results', 'save_results', 'parse_config',
            'command', 'main']
 
-# %% ../nbs/05_runner.ipynb #8215d458
+# %% ../nbs/05_runner.ipynb #abf05131
 import copy, csv, inspect, io, json, math, os, platform, sys, tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from fastcore.script import anno_parser
 from .data import check_count, check_known, create_synthetic_data, generator, get_device, get_task
 from .ebt import train_energy_model
 from .ffn import train_feedforward
-from .files import listops_main
+from .files import atomic_file, listops_main
 from .engine import choose_compile, count_params
 from .training import DivergedError, baselines, count_updates, evaluate, format_number, merge_histories, predict
 
@@ -285,17 +285,10 @@ def run_main(
     say('\n' + summary(results))
     return results
 
-# %% ../nbs/05_runner.ipynb #f8c51dc5
+# %% ../nbs/05_runner.ipynb #f9f5d42d
 def _write(path, content):
     "Write a file whole or not at all"
-    fd,temp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    try:
-        with os.fdopen(fd, 'wb') as f: f.write(content if isinstance(content, bytes) else content.encode())
-        os.chmod(temp, 0o644)
-        os.replace(temp, path)
-    except BaseException:
-        os.unlink(temp)
-        raise
+    with atomic_file(path) as f: f.write(content if isinstance(content, bytes) else content.encode())
 
 def check_folder(
     folder   # Where results shall go
