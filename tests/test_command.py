@@ -28,6 +28,9 @@ def test_report_and_saved_files(tmp_path):
     (['--device', 'cuda:99'], "device: expected a device of this machine"),
     (['--ebt_config', 'lr'], "expected key=value"),
     (['--task', 'listops', '--vec_size', '0'], "vec_size: expected a whole number of at least 1, got 0"),
+    (['--task', 'listops', '--task_options', 'ood=width'], "unknown ood 'width'"),
+    (['listops'], "folder"),
+    (['listops', '/dev/null/x'], "/dev/null/x"),
     (['--num_steps', '5', '--num_epochs', '5'], "two names for the number of updates"),
     (['--seed', '-1'], "seed: expected a non-negative integer"),
     (['--save', '/dev/null/x'], "folder: expected one that can be written to"),
@@ -36,6 +39,14 @@ def test_bad_value_is_one_line_and_exit_code_2(args, message):
     done = run(*args)
     assert (done.returncode, done.stdout) == (2, '')
     assert message in done.stderr and done.stderr.count('\n') == 1
+
+def test_listops_from_the_files_to_the_report(tmp_path):
+    small = '--size_train 20 --size_val 5 --size_test 5 --min_length 20 --max_length 60'.split()
+    done = run('listops', str(tmp_path/'new'), *small)
+    assert done.returncode == 0 and sorted(p.name for p in (tmp_path/'new').iterdir()) == [f'basic_{s}.tsv' for s in ('test', 'train', 'val')]
+    done = run('--task', 'listops', '--task_options', 'ood=length', '--vec_size', '2', *'--size_train 60 --size_val 10 --size_test 10 --num_steps 3 --latent_dim 8 --batch_size 8 --quiet'.split())
+    assert done.returncode == 0, done.stderr
+    for part in ('Test Samples: 10 (Out-of-Distribution: longer)', 'Exact to depth 1, Test accuracy:', 'EBT Model Test accuracy:'): assert part in done.stdout
 
 def test_same_seed_same_numbers_in_every_process():
     strip = lambda text: [l for l in text.splitlines() if 'Update' in l or 'MSE' in l and 'TFLOP' not in l]
