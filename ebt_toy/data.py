@@ -232,7 +232,7 @@ def check_dataset(
     for n,t in zip('xy', (x, y)): expect(torch.isfinite(t).all(), "finite numbers", f"NaN or infinity in {n}")
     return ds
 
-# %% ../nbs/00_data.ipynb #6918766a
+# %% ../nbs/00_data.ipynb #b93847de
 def _make(task, sizes, vec_size, device, seed, options):
     "Call the task's own function, with a seed if it takes one and under a seeded global state if not"
     params = inspect.signature(task.make).parameters
@@ -249,7 +249,7 @@ def create_synthetic_data(
     vec_size:int=10,        # Size of the problem: numbers in each operand; for 'listops', tokens/50
     device='cpu',           # Where the tensors live; None takes CUDA when there is one
     seed:int=0,             # Same seed, same data
-    **options               # Passed to the task, e.g. `max_depth` for 'listops'
+    **options               # Passed to the task, e.g. `ood='length'` or `max_depth` for 'listops'
 ) -> SyntheticData:         # `train_dataset, val_dataset, test_dataset, input_dim, output_dim`
     "Training, validation and test sets for a task; raises `ValueError` on bad input"
     entry = get_task(task)
