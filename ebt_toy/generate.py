@@ -100,7 +100,7 @@ def node_depths(
     moves = (forest.n_args > 0) - forest.closes
     return 1 + np.cumsum(moves, dtype=np.int64) - moves
 
-# %% ../nbs/01b_generate.ipynb #40f6cb90
+# %% ../nbs/01b_generate.ipynb #2f466872
 def _apply(kind, n, args):
     "Results of operators (0 to 3) with `n` arguments each, which stand one after another in `args`"
     first,which = np.cumsum(n) - n,np.arange(len(n))
@@ -118,7 +118,9 @@ def _values(forest, depth, guesses):
     "`forest_values` in one go"
     level,values = node_depths(forest),forest.nodes
     order,ends = _by_level(level),np.cumsum(np.bincount(level))
-    if depth is not None: values,ends = np.where(level > depth, np.append(np.arange(10), guesses).astype(np.int8)[values], values),ends[:depth + 2]
+    if depth is not None:
+        known = np.append(np.arange(10), guesses).astype(np.int8)           # what each kind of node counts as further down
+        values,ends = np.where(level > depth, known[values], values),ends[:depth + 2]
     values,n = values[order],forest.n_args[order]
     for top,start,end in zip(ends[-3::-1], ends[-2::-1], ends[::-1]):      # arguments stand from start to end, their operators before them
         op = top + np.flatnonzero(n[top:start])
@@ -127,7 +129,7 @@ def _values(forest, depth, guesses):
     result[order] = values
     return result
 
-# %% ../nbs/01b_generate.ipynb #7f33c118
+# %% ../nbs/01b_generate.ipynb #9cb18299
 PIECE = 1 << 16   # Nodes worked on at a time
 
 def _pieces(forest):
@@ -140,7 +142,7 @@ def forest_values(
     depth:int|None=None,            # Evaluate operators down to this level, a root's being 1; None: all of them
     guesses:np.ndarray|None=None    # `(4,)`: what operators further down count as, in the order of `OPERATORS`
 ) -> np.ndarray:                    # `(N,)` int8, 0 to 9
-    "What every part of every expression is worth, exactly or with guesses below `depth`; raises `ValueError` for bad ones"
+    "What every part of every expression is worth, exactly or down to `depth`; raises `ValueError` for a bad `depth` or `guesses`"
     if depth is not None and depth < 0: raise ValueError(f"depth: expected a whole number of at least 0, got {depth}")
     if depth is not None and np.shape(guesses) != (len(OPERATORS),): raise ValueError(f"guesses: expected {len(OPERATORS)} digits where depth is given, got {guesses!r}")
     return np.concatenate([_values(piece, depth, guesses) for piece in _pieces(forest)])
@@ -214,7 +216,7 @@ def texts(
         result += line.decode('ascii').splitlines()
     return result
 
-# %% ../nbs/01b_generate.ipynb #5726f8ae
+# %% ../nbs/01b_generate.ipynb #70619627
 def pad(
     ids:np.ndarray,      # Ids of all tokens, one expression after another
     starts:np.ndarray,   # Where each begins, `(n + 1,)`
@@ -225,8 +227,8 @@ def pad(
     longest = int(lengths.max(initial=0))
     width = longest if width is None else check_count('width', width)
     if longest > width: raise ValueError(f"width: expected at least {longest}, the longest expression is never cut, got {width}")
-    rows = np.full((len(lengths), width), PAD, np.int64)
-    rows[np.arange(width) < lengths[:,None]] = ids
+    rows,cuts = np.full((len(lengths), width), PAD, np.int64),starts.tolist()
+    for row,a,b in zip(rows, cuts, cuts[1:]): row[:b - a] = ids[a:b]     # faster than a mask for long rows, and needs no memory of its own
     return torch.from_numpy(rows)
 
 def unpad(
@@ -239,7 +241,7 @@ def unpad(
     told = rows != PAD
     return rows[told],_from_zero(told.sum(1))
 
-# %% ../nbs/01b_generate.ipynb #7512cb1a
+# %% ../nbs/01b_generate.ipynb #c2aa7961
 def forest_of_ids(
     ids:np.ndarray,      # Ids of all tokens, one expression after another, with parentheses or without
     starts:np.ndarray    # Where each begins, `(n + 1,)`
@@ -247,15 +249,15 @@ def forest_of_ids(
     "Token ids as a forest, the inverse of `token_ids`"
     if len(ids) and not PAD < ids.min() <= ids.max() < len(VOCAB): return None
     told = ids < _OPEN
-    tokens,starts = ids[told],np.searchsorted(np.flatnonzero(told), starts)
+    tokens,starts = ids[told],np.searchsorted(np.flatnonzero(told), starts)      # without parentheses
     node = np.flatnonzero(tokens < _END)
-    first = np.searchsorted(node, starts)
-    if (np.diff(first) == 0).any() or (node[first[:-1]] != starts[:-1]).any(): return None   # each starts with a node
+    first = np.searchsorted(node, starts)                                        # node that each expression begins with
+    if (np.diff(first) == 0).any() or (node[first[:-1]] != starts[:-1]).any(): return None
     op,closes = tokens[node] > 10,np.diff(node, append=len(tokens)).astype(np.int32) - 1
     moves = op - closes
-    depths = np.cumsum(moves, dtype=np.int64) - moves
-    whole = np.array_equal(np.flatnonzero(depths <= 0), first[:-1]) and not depths[first[:-1]].any() and moves.sum() == 0
-    if not whole or closes[op].any(): return None
+    depths = np.cumsum(moves, dtype=np.int64) - moves                            # 0 for roots
+    whole = np.array_equal(np.flatnonzero(depths == 0), first[:-1]) and depths.min(initial=0) == moves.sum() == 0
+    if not whole or closes[op].any(): return None                                # the last: operators without arguments
     return Forest((tokens[node] - 1).astype(np.int8), _arguments(op, depths), first, closes)
 
 def _arguments(op, depths):
