@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_LINE', 'BATCH', 'FileFormat', 'format_row', 'atomic_file', 'write_file', 'FileError', 'read_lines',
-           'detect_format', 'read_rows', 'read_file', 'read_ids', 'pad_rows', 'read_dataset', 'read_data', 'draw_rows',
+           'detect_format', 'read_rows', 'read_file', 'read_ids', 'read_dataset', 'read_data', 'draw_rows',
            'listops_command', 'listops_main']
 
-# %% ../nbs/01c_files.ipynb #0f78fe84
+# %% ../nbs/01c_files.ipynb #219b30b7
 import os, sys, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from .data import SyntheticData, check_count, check_known, generator
-from .generate import Forest, Limits, labels, stream, texts, token_ids
-from .listops import PAD, TOKEN_ID, ListOpsError, Tree, evaluate, parse, render, tokenize
+from .generate import Limits, forest_of_ids, labels, pad, stream, texts, token_ids
+from .listops import TOKEN_ID, ListOpsError, Tree, evaluate, parse, render, tokenize
 
 # %% ../nbs/01c_files.ipynb #28316d50
 @dataclass(frozen=True)
@@ -162,36 +162,19 @@ def _checked(path, i, text, label, verify):
     if verify and (value := evaluate(tree)) != label: raise FileError(path, i, f"expected the label {value}, the value of the expression, got {label}")
     return tree
 
-# %% ../nbs/01c_files.ipynb #23fdd01e
-def _forest(tokens, starts):
-    "The forest that rows of token ids without parentheses stand for, or None if they stand for none"
-    close = TOKEN_ID[']']
-    step = (tokens > 10).astype(np.int64) - 2*(tokens == close)     # +1 opens an operator, −1 closes it
-    depth,node = np.cumsum(step) - step,np.flatnonzero(tokens < close)
-    depth,op = depth[node],tokens[node] > 10
-    first = np.searchsorted(node, starts)
-    one_root = len(node) and (first[:-1] < first[1:]).all() and (node[first[:-1]] == starts[:-1]).all() and np.array_equal(np.flatnonzero(depth == 0), first[:-1])
-    if not one_root or depth.min() < 0 or step.sum(): return None
-    key = depth*len(tokens) + node                                  # sorts by level, then by reading order
-    ops = np.sort(key[op])
-    parent = ops[np.searchsorted(ops, key[depth > 0] - len(tokens)) - 1] % len(tokens)
-    n_args = np.bincount(parent, minlength=len(tokens))[node].astype(np.int32)
-    return Forest(tokens[node] - np.int8(1), n_args, first) if (n_args[op] > 0).all() else None
-
-# %% ../nbs/01c_files.ipynb #9bc2da42
+# %% ../nbs/01c_files.ipynb #27a1163e
 BATCH = 256   # Rows checked together
+
+def _flat(rows): return np.concatenate(rows),np.cumsum([0, *map(len, rows)])   # one after another, and where each begins
 
 def _batch(lines, values, parens, verify):
     "Token ids of many rows, or None if anything is wrong with one"
     try: rows = [np.array([TOKEN_ID[t] for t in text.split()], dtype=np.int8) for text in lines]
     except KeyError: return None
-    plain = [r[r < TOKEN_ID['(']] for r in rows]
-    forest = _forest(np.concatenate(plain), np.cumsum([0, *map(len, plain)]))
+    forest = forest_of_ids(*_flat(rows))
     if forest is None or verify and (labels(forest) != values).any(): return None
-    with_parens = [len(r) > len(p) for r,p in zip(rows, plain)]
-    ids,starts = token_ids(forest, parens=True)
-    full = np.split(ids, starts[1:-1])
-    if not all(np.array_equal(r, f) for r,f,p in zip(rows, full, with_parens) if p): return None
+    full,plain = (np.split(ids, starts[1:-1]) for ids,starts in (token_ids(forest, p) for p in (True, False)))
+    if not all(np.array_equal(r, p if len(r) == len(p) else f) for r,f,p in zip(rows, full, plain)): return None
     return full if parens else plain
 
 # %% ../nbs/01c_files.ipynb #f4f0241a
@@ -218,19 +201,7 @@ def read_ids(
     if not result: raise FileError(path, 1, "expected rows, got none")
     return result,torch.tensor(values)
 
-# %% ../nbs/01c_files.ipynb #a6b1063e
-def pad_rows(
-    rows:list[np.ndarray],   # Token ids of each row
-    width:int|None=None      # Tokens in a row of the result; None takes the longest
-) -> Tensor:                 # `(n, width)`, int64, padded with 0 at the end
-    "Rows of different lengths as one tensor; raises `ValueError` rather than cut one"
-    longest = max(map(len, rows))
-    width = longest if width is None else check_count('width', width)
-    if longest > width: raise ValueError(f"width: expected at least {longest}, the longest expression is never cut, got {width}")
-    x = np.full((len(rows), width), PAD)
-    for to,ids in zip(x, rows): to[:len(ids)] = ids
-    return torch.from_numpy(x)
-
+# %% ../nbs/01c_files.ipynb #c02d98fc
 def read_dataset(
     path,                      # A file of expressions, with parentheses or without
     width:int|None=None,       # Tokens in a row; None takes the longest expression
@@ -241,9 +212,9 @@ def read_dataset(
 ) -> TensorDataset:            # x is `(n, width)`, y is `(n,)` in 0 to 9
     "A file as a data set to train on; raises `FileError` for a bad row and `ValueError` for a width that would cut one"
     rows,y = read_ids(path, parens, format, verify, limit)
-    return TensorDataset(pad_rows(rows, width), y)
+    return TensorDataset(pad(*_flat(rows), width), y)
 
-# %% ../nbs/01c_files.ipynb #bc3ab704
+# %% ../nbs/01c_files.ipynb #0e6b819c
 def read_data(
     train,                     # File to train on
     val,                       # File to validate on
@@ -255,7 +226,7 @@ def read_data(
     "Three files as the data of an experiment; raises `FileError` and `ValueError` as `read_dataset` does"
     splits = [read_ids(path, parens, verify=verify) for path in (train, val, test)]
     if width is None: width = max(len(r) for rows,_ in splits for r in rows)
-    return SyntheticData(*(TensorDataset(pad_rows(rows, width), y) for rows,y in splits), width, 10)
+    return SyntheticData(*(TensorDataset(pad(*_flat(rows), width), y) for rows,y in splits), width, 10)
 
 # %% ../nbs/01c_files.ipynb #b2ca324c
 _PARTS = dict(test=2, val=1, train=0)   # in the order drawn; the numbers are the streams of `listops_data`

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NODES', 'PIECE', 'TOKENS_PER_UNIT', 'Forest', 'forest_of', 'concat', 'node_depths', 'forest_values', 'labels',
-           'token_ids', 'texts', 'pad', 'Limits', 'Level', 'numpy_generator', 'draw_forest', 'digests', 'distinct',
-           'stream', 'ood_limits', 'listops_test_kind', 'listops_data']
+           'token_ids', 'texts', 'pad', 'unpad', 'forest_of_ids', 'Limits', 'Level', 'numpy_generator', 'draw_forest',
+           'digests', 'distinct', 'stream', 'ood_limits', 'listops_test_kind', 'listops_data']
 
 # %% ../nbs/01b_generate.ipynb #9e4cd558
 import sys
@@ -72,7 +72,7 @@ def _ends(n_args):
 
 def _closes(n_args): return np.bincount(_ends(n_args), minlength=len(n_args)).astype(np.int32)
 
-# %% ../nbs/01b_generate.ipynb #c846ded7
+# %% ../nbs/01b_generate.ipynb #d1905439
 def forest_of(
     trees:list[Tree]   # Expressions, e.g. from `parse`
 ) -> Forest:           # The same, in the same order
@@ -93,7 +93,6 @@ def _run(forest, a, b):
     here = slice(forest.starts[a], forest.starts[b])
     return Forest(forest.nodes[here], forest.n_args[here], forest.starts[a:b + 1] - forest.starts[a], forest.closes[here])
 
-# %% ../nbs/01b_generate.ipynb #f23e96e0
 def node_depths(
     forest:Forest    # Expressions
 ) -> np.ndarray:     # `(N,)` int64: 1 for a root, 2 for its arguments, and so on
@@ -101,7 +100,7 @@ def node_depths(
     moves = (forest.n_args > 0) - forest.closes
     return 1 + np.cumsum(moves, dtype=np.int64) - moves
 
-# %% ../nbs/01b_generate.ipynb #314da76d
+# %% ../nbs/01b_generate.ipynb #2f466872
 def _apply(kind, n, args):
     "Results of operators (0 to 3) with `n` arguments each, which stand one after another in `args`"
     first,which = np.cumsum(n) - n,np.arange(len(n))
@@ -111,11 +110,18 @@ def _apply(kind, n, args):
     middle = (ranked[low] + ranked[high] - 20*which)//2
     return np.where(kind == 3, np.add.reduceat(args, first, dtype=np.int32) % 10, middle)
 
-def _values(forest):
+def _by_level(depths):
+    "Nodes level after level, in reading order within each"
+    return np.argsort(depths.astype(np.min_scalar_type(depths.max(initial=1))), kind='stable')   # small numbers sort faster
+
+def _values(forest, depth, guesses):
     "`forest_values` in one go"
-    depth = node_depths(forest)
-    order = np.argsort(depth.astype(np.min_scalar_type(depth.max(initial=1))), kind='stable')   # level after level
-    values,n,ends = forest.nodes[order],forest.n_args[order],np.cumsum(np.bincount(depth))
+    level,values = node_depths(forest),forest.nodes
+    order,ends = _by_level(level),np.cumsum(np.bincount(level))
+    if depth is not None:
+        known = np.append(np.arange(10), guesses).astype(np.int8)           # what each kind of node counts as further down
+        values,ends = np.where(level > depth, known[values], values),ends[:depth + 2]
+    values,n = values[order],forest.n_args[order]
     for top,start,end in zip(ends[-3::-1], ends[-2::-1], ends[::-1]):      # arguments stand from start to end, their operators before them
         op = top + np.flatnonzero(n[top:start])
         values[op] = _apply(values[op] - 10, n[op], values[start:end])
@@ -123,7 +129,7 @@ def _values(forest):
     result[order] = values
     return result
 
-# %% ../nbs/01b_generate.ipynb #0562214a
+# %% ../nbs/01b_generate.ipynb #9cb18299
 PIECE = 1 << 16   # Nodes worked on at a time
 
 def _pieces(forest):
@@ -132,10 +138,14 @@ def _pieces(forest):
     return (_run(forest, a, b) for a,b in zip(cuts, cuts[1:]))
 
 def forest_values(
-    forest:Forest    # Expressions
-) -> np.ndarray:     # `(N,)` int8, 0 to 9
-    "What every part of every expression is worth"
-    return np.concatenate([_values(piece) for piece in _pieces(forest)])
+    forest:Forest,                  # Expressions
+    depth:int|None=None,            # Evaluate operators down to this level, a root's being 1; None: all of them
+    guesses:np.ndarray|None=None    # `(4,)`: what operators further down count as, in the order of `OPERATORS`
+) -> np.ndarray:                    # `(N,)` int8, 0 to 9
+    "What every part of every expression is worth, exactly or down to `depth`; raises `ValueError` for a bad `depth` or `guesses`"
+    if depth is not None and depth < 0: raise ValueError(f"depth: expected a whole number of at least 0, got {depth}")
+    if depth is not None and np.shape(guesses) != (len(OPERATORS),): raise ValueError(f"guesses: expected {len(OPERATORS)} digits where depth is given, got {guesses!r}")
+    return np.concatenate([_values(piece, depth, guesses) for piece in _pieces(forest)])
 
 def labels(
     forest:Forest    # Expressions
@@ -206,19 +216,55 @@ def texts(
         result += line.decode('ascii').splitlines()
     return result
 
-# %% ../nbs/01b_generate.ipynb #4c26139e
+# %% ../nbs/01b_generate.ipynb #70619627
 def pad(
     ids:np.ndarray,      # Ids of all tokens, one expression after another
     starts:np.ndarray,   # Where each begins, `(n + 1,)`
-    width:int            # Tokens in a row
+    width:int|None=None  # Tokens in a row; None takes the longest expression
 ) -> Tensor:             # `(n, width)`, int64, padded with 0 at the end
     "Token ids as rows; raises `ValueError` where an expression does not fit"
     lengths = np.diff(starts)
     longest = int(lengths.max(initial=0))
+    width = longest if width is None else check_count('width', width)
     if longest > width: raise ValueError(f"width: expected at least {longest}, the longest expression is never cut, got {width}")
-    rows = np.full((len(lengths), width), PAD, np.int64)
-    rows[np.arange(width) < lengths[:,None]] = ids
+    rows,cuts = np.full((len(lengths), width), PAD, np.int64),starts.tolist()
+    for row,a,b in zip(rows, cuts, cuts[1:]): row[:b - a] = ids[a:b]     # faster than a mask for long rows, and needs no memory of its own
     return torch.from_numpy(rows)
+
+def unpad(
+    x:Tensor     # Token ids, `(n, width)`, padded with 0
+) -> tuple[np.ndarray,np.ndarray]:   # Ids of all tokens, int8, one expression after another; and where each begins, `(n + 1,)`
+    "The inverse of `pad`; raises `ValueError` where rows hold anything but token ids"
+    if x.ndim != 2 or x.is_floating_point() or x.numel() and not 0 <= x.min() <= x.max() < len(VOCAB):
+        raise ValueError(f"x: expected rows of token ids, (b, width) and in 0 to {len(VOCAB) - 1}, got {x.dtype} of shape {tuple(x.shape)}")
+    rows = x.to(torch.int8).cpu().numpy()
+    told = rows != PAD
+    return rows[told],_from_zero(told.sum(1))
+
+# %% ../nbs/01b_generate.ipynb #c2aa7961
+def forest_of_ids(
+    ids:np.ndarray,      # Ids of all tokens, one expression after another, with parentheses or without
+    starts:np.ndarray    # Where each begins, `(n + 1,)`
+) -> Forest|None:        # None if one is no expression, parentheses aside
+    "Token ids as a forest, the inverse of `token_ids`"
+    if len(ids) and not PAD < ids.min() <= ids.max() < len(VOCAB): return None
+    told = ids < _OPEN
+    tokens,starts = ids[told],np.searchsorted(np.flatnonzero(told), starts)      # without parentheses
+    node = np.flatnonzero(tokens < _END)
+    first = np.searchsorted(node, starts)                                        # node that each expression begins with
+    if (np.diff(first) == 0).any() or (node[first[:-1]] != starts[:-1]).any(): return None
+    op,closes = tokens[node] > 10,np.diff(node, append=len(tokens)).astype(np.int32) - 1
+    moves = op - closes
+    depths = np.cumsum(moves, dtype=np.int64) - moves                            # 0 for roots
+    whole = np.array_equal(np.flatnonzero(depths == 0), first[:-1]) and depths.min(initial=0) == moves.sum() == 0
+    if not whole or closes[op].any(): return None                                # the last: operators without arguments
+    return Forest((tokens[node] - 1).astype(np.int8), _arguments(op, depths), first, closes)
+
+def _arguments(op, depths):
+    "How many arguments each node has"
+    order,n_args = _by_level(depths),np.zeros(len(op), np.int32)
+    n_args[order[op[order]]] = np.diff(np.flatnonzero(op[order - 1]), append=len(op))   # the last node is no operator, so none stands before the first
+    return n_args
 
 # %% ../nbs/01b_generate.ipynb #f3c66c31
 @dataclass(frozen=True)

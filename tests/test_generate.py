@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from ebt_toy.data import create_synthetic_data, generator, get_task
-from ebt_toy.generate import (Forest, Limits, concat, digests, distinct, draw_forest, forest_of, forest_values, labels, node_depths,
-                              numpy_generator, ood_limits, pad, stream, texts, token_ids)
-from ebt_toy.listops import (OPERATOR_P, OPERATORS, Tree, detokenize, evaluate, grow, node_values, parse, positions, random_numbers, render,
-                             tokenize, tree_length)
+from ebt_toy.generate import (Forest, Limits, concat, digests, distinct, draw_forest, forest_of, forest_of_ids, forest_values, labels,
+                              node_depths, numpy_generator, ood_limits, pad, stream, texts, token_ids, unpad)
+from ebt_toy.listops import (OPERATOR_P, OPERATORS, VOCAB, ListOpsError, Tree, detokenize, evaluate, grow, node_values, parents, parse, positions,
+                             random_numbers, render, tokenize, tree_length)
 
 digits = st.sampled_from('0123456789').map(lambda d: ((d,), (0,)))
 
@@ -65,6 +65,69 @@ def test_selecting_and_joining(ts, data):
     assert list(both) == [*ts, *chosen] and both.closes.tolist() == [*forest.closes, *chosen.closes]
     with pytest.raises(IndexError): forest[len(ts)]
 
+def same(a, b): return all(np.array_equal(getattr(a, row), getattr(b, row)) and getattr(a, row).dtype == getattr(b, row).dtype for row in ('nodes', 'n_args', 'starts', 'closes'))
+
+@settings(deadline=None)
+@given(st.lists(trees, max_size=8), st.booleans(), st.sampled_from([np.int8, np.int64]), st.integers(0, 3))
+def test_ids_and_rows_are_read_back(ts, parens, dtype, more):
+    forest = forest_of(ts)
+    ids,starts = token_ids(forest, parens)
+    assert same(forest_of_ids(ids.astype(dtype), starts), forest)
+    x = pad(ids, starts, int(np.diff(starts).max(initial=1)) + more)
+    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a,b in zip(unpad(x), (ids, starts)))
+    assert not ts or torch.equal(pad(ids, starts), x[:,:x.shape[1] - more])
+
+def is_expression(ids):
+    try: return parse(detokenize([i for i in ids if i < 16])) is not None
+    except ListOpsError: return False
+
+tokens_in_rows = st.lists(st.lists(st.sampled_from([1, 10, 11, 14, 15, 15, 16, 17]), max_size=6), min_size=1, max_size=3)
+
+@settings(deadline=None, max_examples=2000)
+@given(tokens_in_rows)
+def test_only_expressions_are_read(rows):
+    found = forest_of_ids(np.array(sum(rows, []), np.int8), np.cumsum([0, *map(len, rows)]))
+    assert (found is not None) == all(map(is_expression, rows))
+    if found is not None: assert same(found, forest_of([parse(detokenize([i for i in row if i < 16])) for row in rows]))
+
+def test_one_wrong_token_among_many():
+    "Every change of one token: refused exactly where the parser refuses it"
+    ids,starts = token_ids(forest_of([parse(t) for t in ('[SM 5 [MAX 2 [MIN 9 4 ] 3 ] ]', '7', '[MED [SM 1 ] ]')]), parens=False)
+    for at in range(len(ids)):
+        for token in range(-1, len(VOCAB) + 1):
+            changed = ids.copy()
+            changed[at] = token
+            rows = np.split(changed, starts[1:-1])
+            assert (forest_of_ids(changed, starts) is not None) == (0 < token < len(VOCAB) and all(map(is_expression, rows)))
+
+def value_to(tree, depth, guesses):
+    "Values of all nodes, one expression at a time; operators below `depth` count as a guess"
+    up,level,values = parents(tree),levels(tree),[None]*len(tree.nodes)
+    for i in range(len(values) - 1, -1, -1):
+        node = tree.nodes[i]
+        if node not in OPERATORS: values[i] = int(node)
+        elif level[i] > depth: values[i] = guesses[list(OPERATORS).index(node)]
+        else: values[i] = OPERATORS[node]([v for v,p in zip(values, up) if p == i])
+    return values
+
+@settings(deadline=None)
+@given(st.lists(trees, max_size=6), st.integers(0, 7), st.lists(st.integers(0, 9), min_size=4, max_size=4))
+def test_values_down_to_a_depth(ts, depth, guesses):
+    forest = forest_of(ts)
+    found = forest_values(forest, depth, np.array(guesses))
+    assert found.dtype == np.int8 and found.tolist() == [v for t in ts for v in value_to(t, depth, guesses)]
+    deepest = int(node_depths(forest).max(initial=1))
+    assert np.array_equal(forest_values(forest, deepest, guesses), forest_values(forest))
+
+def test_bad_depths_guesses_and_rows_are_refused():
+    forest = forest_of([parse('[SM 1 2 ]')])
+    for options,message in [((1,), 'guesses: expected 4 digits .* got None'), ((1, [1, 2]), 'guesses: expected 4'), ((-1, [0]*4), 'depth: expected .* got -1')]:
+        with pytest.raises(ValueError, match=message): forest_values(forest, *options)
+    for x in (torch.rand(2, 5), torch.full((2, 5), 18), torch.full((2, 5), -1), torch.zeros(5, dtype=torch.int64)):
+        with pytest.raises(ValueError, match='x: expected rows of token ids, .* in 0 to 17, got'): unpad(x)
+    for width in (0, 9, 10.5):
+        with pytest.raises(ValueError, match='width: expected'): pad(*token_ids(forest), width=width)
+
 def test_long_rows_are_worked_on_in_pieces(monkeypatch):
     forest = draw_forest(300, numpy_generator(0), min_length=1)
     whole = forest_values(forest),token_ids(forest),texts(forest)
@@ -77,6 +140,7 @@ def test_deep_and_wide_expressions():
     forest = forest_of([deep, parse('7'), wide])
     assert node_depths(forest).max() == 3001 and labels(forest).tolist() == [3, 7, 4]
     assert texts(forest) == [render(deep), '7', render(wide)]
+    assert same(forest_of_ids(*token_ids(forest)), forest)
 
 # What is drawn
 
