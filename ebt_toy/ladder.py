@@ -20,13 +20,13 @@ from .data import SyntheticData, classification, register_task
 from .generate import Forest, forest_of_ids, forest_values, listops_data, listops_test_kind, node_depths, unpad
 from .listops import OPERATORS, ListOpsError, detokenize, parse
 
-# %% ../nbs/01d_ladder.ipynb #d4927fac
+# %% ../nbs/01d_ladder.ipynb #68ff4a37
 CHUNK = 1024   # Rows looked at together
 
-def _forest(rows):
-    "The forest that rows stand for; raises `ValueError` for one that is no expression"
+def _forest(rows, first):
+    "The forest that rows stand for; raises `ValueError` for one that is no expression, counted from `first`"
     forest = forest_of_ids(*unpad(rows))
-    for i,row in enumerate(rows if forest is None else ()):
+    for i,row in enumerate(rows if forest is None else (), first):
         try: parse(detokenize(row))
         except ListOpsError as e: raise ValueError(f"x: expected an expression in every row, got in row {i}: {e}") from None
     return forest
@@ -35,7 +35,7 @@ def row_forests(
     x:Tensor            # Token ids, `(b, width)`, with parentheses or without, padded with 0
 ) -> Iterator[Forest]:  # Of `CHUNK` rows each, the last one smaller
     "Rows as forests; raises `ValueError` for a row that is no expression"
-    return map(_forest, x.split(CHUNK))
+    return (_forest(rows, CHUNK*k) for k,rows in enumerate(x.split(CHUNK)))
 
 # %% ../nbs/01d_ladder.ipynb #85d86332
 @dataclass(frozen=True, eq=False)
