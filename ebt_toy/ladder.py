@@ -132,5 +132,5 @@ def accuracy_by_depth(
     right,depth = (digits.to(y.device) == y).cpu().numpy(),tree_depths(x)
     return {int(d): (float(right[depth == d].mean()), int((depth == d).sum())) for d in np.unique(depth)}
 
-# %% ../nbs/01d_ladder.ipynb #aaad55fb
-register_task('listops', listops_data, scoring=classification, rules=ladder, test_kind=listops_test_kind, settings=dict(num_steps=3000, batch_size=64, lr=1e-3, activation='silu'));
+# %% ../nbs/01d_ladder.ipynb #41a411c8
+register_task('listops', listops_data, scoring=classification, rules=ladder, test_kind=listops_test_kind, settings=dict(num_steps=1000, batch_size=64, lr=1e-3, activation='silu'));
