@@ -6,12 +6,11 @@
 __all__ = ['checked_energy', 'slope', 'descend', 'EnergyFunction', 'Path', 'EBT', 'trace', 'train_energy_model',
            'test_energy_model']
 
-# %% ../nbs/03_ebt.ipynb #b448fd79
+# %% ../nbs/03_ebt.ipynb #f99050a1
 import copy
 from typing import Callable, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad
 from torch.utils.data import TensorDataset

@@ -6,7 +6,7 @@
 __all__ = ['OPENING', 'CLOSING', 'SILENT', 'without', 'nesting', 'rotate', 'attend', 'Block', 'TokenEncoder', 'Encoded',
            'encoder_for']
 
-# %% ../nbs/02a_encoder.ipynb #bb9f4b78
+# %% ../nbs/02a_encoder.ipynb #a226256a
 from typing import Callable
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import check_count, seeded
-from .engine import prepared, row_lengths, transformed
+from .engine import prepared, transformed
 from .listops import OPERATORS, PAD, TOKEN_ID, VOCAB
 
 # %% ../nbs/02a_encoder.ipynb #bd92919e

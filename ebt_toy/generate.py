@@ -7,7 +7,7 @@ __all__ = ['NODES', 'PIECE', 'TOKENS_PER_UNIT', 'Forest', 'forest_of', 'concat',
            'token_ids', 'texts', 'pad', 'unpad', 'forest_of_ids', 'Limits', 'Level', 'numpy_generator', 'draw_forest',
            'digests', 'distinct', 'stream', 'ood_limits', 'listops_test_kind', 'listops_data']
 
-# %% ../nbs/01b_generate.ipynb #9e4cd558
+# %% ../nbs/01b_generate.ipynb #7f17aa2c
 import sys
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
-from .data import SyntheticData, check_count, check_known, classification, generator, register_task
+from .data import SyntheticData, check_count, check_known, generator
 from .listops import OPERATOR_P, OPERATORS, PAD, PATIENCE, TOKEN_ID, VOCAB, Tree
 
 # %% ../nbs/01b_generate.ipynb #113b049e
@@ -502,7 +502,7 @@ def listops_test_kind(
     "What the test set is to the training set"
     return _KINDS[ood]
 
-# %% ../nbs/01b_generate.ipynb #3757db32
+# %% ../nbs/01b_generate.ipynb #16623792
 def listops_data(
     size_train:int,      # Expressions to train on
     size_val:int,        # Expressions to validate on, like those
@@ -525,5 +525,3 @@ def listops_data(
         splits.append(TensorDataset(x.to(device), y.to(device)))
     test,val,train = splits
     return SyntheticData(train, val, test, tested.max_length, 10)
-
-register_task('listops', listops_data, scoring=classification, test_kind=listops_test_kind);

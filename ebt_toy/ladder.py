@@ -6,7 +6,7 @@
 __all__ = ['CHUNK', 'row_forests', 'Counts', 'count_values', 'middle_mode', 'shallow_rules', 'ladder', 'plot_ladder',
            'tree_depths', 'accuracy_by_depth']
 
-# %% ../nbs/01d_ladder.ipynb #cb2fa28f
+# %% ../nbs/01d_ladder.ipynb #204f7d1a
 from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Iterator
@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 
 from .data import SyntheticData, classification, register_task
 from .generate import Forest, forest_of_ids, forest_values, listops_data, listops_test_kind, node_depths, unpad
-from .listops import OPERATORS, ListOpsError, detokenize, parse
+from .listops import ListOpsError, detokenize, parse
 
 # %% ../nbs/01d_ladder.ipynb #68ff4a37
 CHUNK = 1024   # Rows looked at together

@@ -7,15 +7,13 @@ __all__ = ['OPERATORS', 'PAD', 'VOCAB', 'TOKEN_ID', 'OPERATOR_P', 'PATIENCE', 'm
            'detokenize', 'Tree', 'render', 'parse', 'node_values', 'evaluate', 'parents', 'positions', 'draw_tree',
            'tree_length', 'random_numbers', 'grow', 'draw_distinct']
 
-# %% ../nbs/01_listops.ipynb #0d7c4c74
+# %% ../nbs/01_listops.ipynb #51568d54
 import re
 from dataclasses import dataclass
 from typing import Iterator
 
 import numpy as np
 import torch
-
-from .data import generator
 
 # %% ../nbs/01_listops.ipynb #8e04524e
 def median(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch.utils.data import TensorDataset
 
-from ebt_toy import EBT, EnergyFunction, FeedForward, TokenEncoder, create_synthetic_data, engine, fit, predict, run_main, test_energy_model, train_energy_model
+from ebt_toy import EBT, EnergyFunction, FeedForward, TokenEncoder, engine, fit, predict, run_main, test_energy_model, train_energy_model
 from ebt_toy.engine import draws, length_groups, prepared, row_lengths, turns, updates
 from ebt_toy.generate import draw_forest, numpy_generator, pad, token_ids
 
