@@ -8,10 +8,10 @@ __all__ = ['activations', 'BLOCK', 'MAX_GROUPS', 'BETAS', 'EPS', 'CALL_SECONDS',
            'turns', 'why_not_stacked', 'stacked', 'adam_scales', 'adam_', 'compile_update', 'choose_compile', 'updates',
            'update_work']
 
-# %% ../nbs/01e_engine.ipynb #878a0adf
+# %% ../nbs/01e_engine.ipynb #1fd9620b
 import copy, warnings
 from contextlib import closing, contextmanager
-from itertools import count
+from itertools import count, repeat
 from typing import Callable, NamedTuple
 
 import torch
@@ -122,7 +122,7 @@ def transformed() -> bool:   # True within `grad`, `vmap`, a recording or the co
     "Whether tensors here may stand for many, or for ones that are yet to come, so that no decision can rest on their numbers"
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
-# %% ../nbs/01e_engine.ipynb #5e8bd0b2
+# %% ../nbs/01e_engine.ipynb #079f7ebf
 MAX_GROUPS = 8   # Most groups of different width
 
 def row_lengths(
@@ -145,7 +145,7 @@ def turns(
     n:int    # Groups
 ):           # Yields numbers of groups, for ever
     "Which group an update takes: all of them in random order, again and again"
-    return (g.item() for g in batches(n, 1, generator(0, 'turns')))
+    return repeat(0) if n == 1 else (g.item() for g in batches(n, 1, generator(0, 'turns')))
 
 # %% ../nbs/01e_engine.ipynb #fedcdc32
 def _inputs(models, groups, batch_size, seeds):
