@@ -132,7 +132,7 @@ class SyntheticData(NamedTuple):
     input_dim: int                # Numbers in a row of x
     output_dim: int               # Numbers in a row of y, or the number of classes
 
-# %% ../nbs/00_data.ipynb #5bebb034
+# %% ../nbs/00_data.ipynb #f9b441bc
 @dataclass(frozen=True)
 class Task:
     "A named way to make data, and how predictions on it are judged"
@@ -143,8 +143,9 @@ class Task:
     rules: Callable|None        # `SyntheticData -> {rule: metric on the test set}`: what simple rules score; None if the task has none of its own
     test_kind: Callable         # `(**options) -> str`: what the test set is to the training set
     settings: dict              # Training settings that suit any model on this task, e.g. `num_steps`
+    truth: Callable|None        # `x -> y`: the right answers, where a formula gives them; None if none does
 
-# %% ../nbs/00_data.ipynb #8a4ad73a
+# %% ../nbs/00_data.ipynb #78b74263
 _tasks = {}
 
 def out_of_distribution(
@@ -160,12 +161,13 @@ def register_task(
     outside:Callable|None=None,   # `x -> (b, d_y)` bool: which targets lie beyond the training range
     rules:Callable|None=None,     # `SyntheticData -> {rule: metric on the test set}`: rules to compare models with; None takes `training.baselines`
     test_kind:Callable=out_of_distribution, # `(**options) -> str`: what the test set is to the training set, for reports
-    settings:dict|None=None       # Training settings that take the place of every model's defaults in `run_main`, e.g. `num_steps`
+    settings:dict|None=None,      # Training settings that take the place of every model's defaults in `run_main`, e.g. `num_steps`
+    truth:Callable|None=None      # `x -> y`: the right answers for any x, for figures that ask beyond the data sets
 ) -> Task:                        # The registered task
     "Make a task known by its name; registering a name again replaces it"
     if not isinstance(name, str) or not name: raise ValueError(f"name: expected a non-empty string, got {name!r}")
     if not callable(make): raise ValueError(f"make: expected a function, got {make!r}")
-    _tasks[name] = Task(name, make, scoring, outside, rules, test_kind, settings or {})
+    _tasks[name] = Task(name, make, scoring, outside, rules, test_kind, settings or {}, truth)
     return _tasks[name]
 
 def get_task(
@@ -193,7 +195,7 @@ def elementwise_data(
     splits = ('train', size_train, ID_LIMIT),('val', size_val, ID_LIMIT),('test', size_test, OOD_LIMIT)
     return SyntheticData(*(split(*s) for s in splits), 2*vec_size, vec_size)
 
-# %% ../nbs/00_data.ipynb #5db5fba7
+# %% ../nbs/00_data.ipynb #02472f5b
 def outside_range(
     x:Tensor   # Two operands side by side, `(b, 2*vec_size)`
 ) -> Tensor:   # `(b, vec_size)`, bool
@@ -206,7 +208,7 @@ def register_elementwise(
     op:Callable   # `(v1, v2) -> y`, number by number
 ) -> Task:        # The registered task
     "Make a task of two vectors known in one line"
-    return register_task(name, partial(elementwise_data, op), outside=outside_range)
+    return register_task(name, partial(elementwise_data, op), outside=outside_range, truth=lambda x: op(*x.chunk(2, dim=-1)))
 
 register_elementwise('add', torch.add)
 register_elementwise('multiply', torch.mul);

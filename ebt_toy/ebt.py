@@ -53,7 +53,7 @@ def descend(
     "One gradient-descent step on the energy with respect to `y`"
     return y - step_size*slope(lambda y: checked_energy(energy, x, y).sum(), y)
 
-# %% ../nbs/03_ebt.ipynb #f34b2b90
+# %% ../nbs/03_ebt.ipynb #6d725cf6
 class EnergyFunction(nn.Module):
     "A learned energy: three hidden layers of SiLU over x and y side by side, one number a row"
     def __init__(self,
@@ -64,11 +64,12 @@ class EnergyFunction(nn.Module):
     ):
         super().__init__()
         check_count('input_dim', input_dim), check_count('output_dim', output_dim)
+        self.config = dict(input_dim=input_dim, output_dim=output_dim, latent_dim=latent_dim)
         self.net = mlp(input_dim + output_dim, 1, latent_dim, 'silu', seed)
 
     def forward(self, x, y): return self.net(torch.cat([x, y], dim=-1)).squeeze(-1)   # (b, d_x), (b, d_y) -> (b,)
 
-# %% ../nbs/03_ebt.ipynb #7426f47b
+# %% ../nbs/03_ebt.ipynb #a9740503
 class Path(NamedTuple):
     "Where a descent went: each array has one entry more than there were steps"
     guesses: Tensor    # `(steps + 1, b, d_y)`, the first guess first
@@ -88,6 +89,7 @@ class EBT(Encoded):
         self.energy,self.output_dim = energy,check_count('output_dim', output_dim)
         self.n_optimization_steps,self.step_size = check_count('n_optimization_steps', n_optimization_steps),check_positive('step_size', step_size)
         self.grad_steps = check_count('grad_steps', grad_steps)
+        self.config = dict(output_dim=self.output_dim, n_optimization_steps=self.n_optimization_steps, step_size=self.step_size, grad_steps=self.grad_steps)
 
     def noise(self, n, generator):
         "First guesses for `n` rows, `(n, d_y)`, standard normal"
@@ -103,7 +105,7 @@ class EBT(Encoded):
                 y = descend(self.energy, x, y, self.step_size)
         return y
 
-# %% ../nbs/03_ebt.ipynb #b6aea403
+# %% ../nbs/03_ebt.ipynb #10a49879
 @torch.no_grad()
 def trace(
     model:EBT,                 # Its energy is descended
@@ -111,14 +113,19 @@ def trace(
     n_steps:int|None=None,     # Inner steps; None takes the model's own number
     y0:Tensor|None=None,       # First guesses, `(b, d_y)`; None draws them
     step_size:float|None=None, # α; None takes the model's own
-    seed:int=0                 # Of drawn guesses
+    seed:int=0,                # Of drawn guesses and of noise
+    noise:float=0.             # Standard deviation of what is added to the guess after each step, in units of y; 0 is plain descent
 ) -> Path:                     # Guesses and energies along the way
     "The whole path of the inner loop"
     n_steps = model.n_optimization_steps if n_steps is None else check_count('n_steps', n_steps)
     step_size = model.step_size if step_size is None else check_positive('step_size', step_size)
     guesses = [model.noise(len(x), generator(seed, 'guess', device=x.device)) if y0 is None else y0]
     if model.encoder is not None: x = predict(model.encoder, x)
-    for _ in range(n_steps): guesses.append(descend(model.energy, x, guesses[-1], step_size))
+    if noise: check_positive('noise', noise)
+    g = generator(seed, 'noise', device=x.device)
+    for _ in range(n_steps):
+        y = descend(model.energy, x, guesses[-1], step_size)
+        guesses.append(y + noise*torch.randn(y.shape, generator=g, device=y.device, dtype=y.dtype) if noise else y)
     return Path(torch.stack(guesses), torch.stack([checked_energy(model.energy, x, y) for y in guesses]))
 
 # %% ../nbs/03_ebt.ipynb #a5435f01

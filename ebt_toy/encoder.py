@@ -80,7 +80,7 @@ class Block(nn.Module):
         h = h + self.out(seen.transpose(-2, -3).flatten(-2))
         return h + self.net(self.norms[1](h))
 
-# %% ../nbs/02a_encoder.ipynb #5aa284c1
+# %% ../nbs/02a_encoder.ipynb #df7183d7
 class TokenEncoder(nn.Module):
     "A small Transformer that reads rows of token ids; its defaults are for ListOps"
     def __init__(self,
@@ -98,6 +98,7 @@ class TokenEncoder(nn.Module):
         for name,value in dict(dim=dim, n_layers=n_layers, n_heads=n_heads, n_tokens=n_tokens, levels=levels).items(): check_count(name, value)
         if dim % (2*n_heads): raise ValueError(f"dim: expected an even multiple of n_heads={n_heads}, got {dim}")
         self.dim,self.n_tokens,self.opening,self.closing,self.silent = dim,n_tokens,tuple(opening),tuple(closing),tuple(silent)
+        self.config = dict(dim=dim, n_layers=n_layers, n_heads=n_heads, n_tokens=n_tokens, levels=levels, opening=self.opening, closing=self.closing, silent=self.silent)
         with seeded(seed, 'encoder'):
             self.token,self.level = nn.Embedding(n_tokens, dim),nn.Embedding(levels, dim)
             self.blocks,self.norm = nn.Sequential(*(Block(dim, n_heads) for _ in range(n_layers))),nn.LayerNorm(dim)

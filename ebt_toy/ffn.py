@@ -15,7 +15,7 @@ from .encoder import Encoded, encoder_for
 from .engine import mlp
 from .training import check_splits, count_updates, train_models
 
-# %% ../nbs/04_ffn.ipynb #a5d62217
+# %% ../nbs/04_ffn.ipynb #7353c3ea
 class FeedForward(Encoded):
     "A feedforward network: three hidden layers, one pass from x to y"
     def __init__(self,
@@ -27,7 +27,8 @@ class FeedForward(Encoded):
         encoder:nn.Module|None=None # Reads x; the network then takes its contexts for x
     ):
         super().__init__(encoder)
-        self.net = mlp(input_dim, output_dim, latent_dim, activation, seed)
+        self.config = dict(input_dim=input_dim, output_dim=output_dim, latent_dim=latent_dim, activation=activation)
+        self.net = mlp(**self.config, seed=seed)
 
     def forward(self, x): return self.net(self.context(x))   # (b, d_x) -> (b, d_y)
 
