@@ -74,7 +74,7 @@ def output_problems(path):
     "What is wrong with the stored outputs of one notebook"
     cells = json.loads((root/path).read_text(encoding='utf-8'))['cells']
     outputs = [(i,o) for i,c in enumerate(cells) for o in c.get('outputs', [])]
-    again = f"run: jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.coalesce_streams=True {path} && nbdev_clean"
+    again = f"run: jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.coalesce_streams=True --ExecutePreprocessor.store_widget_state=False {path} && nbdev_clean"
     if not outputs: yield f"{path} has no outputs; {again}"
     for i,o in outputs:
         if o['output_type'] == 'error': yield f"{path}, cell {i}: its output is an error ({o['ename']}); mend the cell, then {again}"
