@@ -120,6 +120,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'ebt_toy.explorer._beside': ('explorer.html#_beside', 'ebt_toy/explorer.py'),
                                   'ebt_toy.explorer._button': ('explorer.html#_button', 'ebt_toy/explorer.py'),
                                   'ebt_toy.explorer._choice': ('explorer.html#_choice', 'ebt_toy/explorer.py'),
+                                  'ebt_toy.explorer._drawn': ('explorer.html#_drawn', 'ebt_toy/explorer.py'),
                                   'ebt_toy.explorer._first_guesses': ('explorer.html#_first_guesses', 'ebt_toy/explorer.py'),
                                   'ebt_toy.explorer._first_question': ('explorer.html#_first_question', 'ebt_toy/explorer.py'),
                                   'ebt_toy.explorer._image': ('explorer.html#_image', 'ebt_toy/explorer.py'),
