@@ -132,8 +132,9 @@ def look(
     return Scene(energy_plane(model, x[0], view.dims, (-limit, limit), at), path, lost, moves, best, truth, rival,
                  None if truth is None else (path.guesses - truth).pow(2).mean(-1))
 
-# %% ../nbs/07_explorer.ipynb #980e74cf
-def stage():   # A figure with three axes: landscape, energy by step, error by step
+# %% ../nbs/07_explorer.ipynb #9fb31e7e
+def stage(
+) -> 'matplotlib.figure.Figure':   # With three axes: landscape, energy by step, error by step
     "An empty figure to draw on again and again"
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -411,8 +412,9 @@ class Playground(widgets.VBox):
             self.picture.value = png(draw(self.stage, scene, view, self.exhibit.models[view.updates].n_optimization_steps))
             self.words.value = describe(scene, view)
 
-# %% ../nbs/07_explorer.ipynb #21c11606
-def live_stage():   # A figure with two axes: curves, landscape
+# %% ../nbs/07_explorer.ipynb #c39cbc02
+def live_stage(
+) -> 'matplotlib.figure.Figure':   # With two axes: landscape, curves
     "An empty figure for a training"
     fig = stage()
     for ax in fig.axes[1:]: ax.remove()
