@@ -219,7 +219,7 @@ def snapshots(
             save(m, path, h, **notes)
     return callback
 
-# %% ../nbs/05a_checkpoints.ipynb #a7044bd3
+# %% ../nbs/05a_checkpoints.ipynb #a99ef46f
 STEPS = 0,30,100,300,1000,3000,10_000   # Updates after which the models of the package were kept
 _COMMAND = 'python -c "from ebt_toy.checkpoints import make_pretrained; make_pretrained(\'weights\', seed={seed})"'
 _TRAIN = dict(ebt=train_energy_model, ffn=partial(train_feedforward, activation='silu'))
@@ -240,7 +240,7 @@ def make_pretrained(
     for task in tasks:
         data = create_synthetic_data(task, size_train=10_000, vec_size=2, seed=seed)
         for name,train in _TRAIN.items():
-            notes = dict(task=task, vec_size=2, size_train=10_000, seed=seed, command=_COMMAND.format(seed=seed),
+            notes = dict(task=task, model_type=name, vec_size=2, size_train=10_000, seed=seed, command=_COMMAND.format(seed=seed),
                          torch=torch.__version__, device=device_name('cpu'), about="Both models: 64 wide, SiLU, Adam with lr 0.001, 10,000 updates of 64 samples")
             keep = snapshots(folder, steps, f'{task}_{name}_{{step:06d}}', **notes)
             model = train(*data, latent_dim=64, batch_size=64, lr=1e-3, num_steps=max(steps), seed=seed, eval_every=math.gcd(*steps), compile=False,
@@ -248,30 +248,33 @@ def make_pretrained(
             save(model, Path(folder)/f'{task}_{name}_{max(steps):06d}.safetensors', _thin(model.history), **notes)     # once more, now that it has finished
     return sorted(Path(folder).glob('*.safetensors'))
 
-# %% ../nbs/05a_checkpoints.ipynb #e48d0501
-def _shipped(task, model):
-    "The files of one model of the package, by updates"
-    folder = files('ebt_toy')/'weights'
-    names = sorted(p.name for p in folder.iterdir() if p.name.endswith('.safetensors'))
-    known = {}
-    for n in names: known.setdefault(tuple(n.split('_')[:2]), {})[int(n.split('_')[2].split('.')[0])] = folder/n
-    check_known('task with trained models', task, {t for t,_ in known})
-    return known[task, check_known('model', model, {m for _,m in known})]
+# %% ../nbs/05a_checkpoints.ipynb #f38e55fd
+def _shipped():
+    "(task, model) -> {step: file}, of the models in the package"
+    found = {}
+    for p in sorted((Path(str(files('ebt_toy')))/'weights').glob('*.safetensors')):
+        task,model,step = p.stem.rsplit('_', 2)
+        found.setdefault((task, model), {})[int(step)] = p
+    return found
 
 def pretrained_steps(
     task:str='add',    # 'add' or 'multiply'
     model:str='ebt'    # 'ebt' or 'ffn'
-) -> list[int]:        # Updates, ascending
-    "At which moments of its training a model of the package is there; raises `ValueError` for one that is not"
-    return list(_shipped(task, model))
+) -> list[int]:        # Counts of updates, increasing
+    "The moments of its training at which a model is in the package; raises `ValueError` for what is not there"
+    found = _shipped()
+    check_known('pretrained task', task, {t for t,_ in found})
+    check_known('pretrained model', model, {m for t,m in found if t == task})
+    return sorted(found[task, model])
 
 def pretrained(
-    task:str,           # 'add' or 'multiply'
-    model:str='ebt',    # 'ebt' or 'ffn'
-    step:int|None=None  # Updates it was trained for, one of `pretrained_steps`; None takes the most
-) -> nn.Module:         # In evaluation mode, with `history` and `notes`
-    "A model that comes with the package; raises `ValueError` for one that does not"
-    files = _shipped(task, model)
-    if step is None: step = max(files)
-    if step not in files: raise ValueError(f"step: expected one of {', '.join(map(str, files))}, got {step}")
-    return load(files[step])
+    task:str,            # 'add' or 'multiply'
+    model:str='ebt',     # 'ebt' or 'ffn'
+    step:int|None=None,  # Updates it was trained for, one of `pretrained_steps`; None is the last
+    device='cpu'         # Where the model goes
+) -> nn.Module:          # As `load` gives it
+    "A trained model from the package: two numbers an operand, 64 wide; raises `ValueError` for what is not there"
+    steps = pretrained_steps(task, model)
+    step = steps[-1] if step is None else step
+    if step not in steps: raise ValueError(f"step: expected one of {', '.join(map(str, steps))}, got {step!r}")
+    return load(_shipped()[task, model][step], device=device)
