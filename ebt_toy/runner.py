@@ -7,7 +7,7 @@ __all__ = ['Recipe', 'register_model', 'default_config', 'chosen_models', 'full_
            'paired_wins', 'summary', 'run_main', 'check_folder', 'plot_results', 'save_results', 'parse_config',
            'command', 'main']
 
-# %% ../nbs/05_runner.ipynb #abf05131
+# %% ../nbs/05_runner.ipynb #5d62acf8
 import copy, csv, inspect, io, json, math, os, platform, sys, tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from .data import check_count, check_known, create_synthetic_data, generator, ge
 from .ebt import train_energy_model
 from .ffn import train_feedforward
 from .files import atomic_file, listops_main
+from .serve import explore_main
 from .engine import choose_compile, count_params
 from .training import DivergedError, baselines, count_updates, evaluate, format_number, merge_histories, predict
 
@@ -401,15 +402,16 @@ def command(
     if save is not None: print(f"Saved to {save_results(results, save)}")
     return results
 
-# %% ../nbs/05_runner.ipynb #36ad41bf
+# %% ../nbs/05_runner.ipynb #91f36319
 def main(
     argv:list[str]|None=None   # Arguments; None takes those of the process
 ) -> int:                      # Exit code: 0, 1 when a model diverged, 2 for bad input, 130 after Ctrl-C
-    "The command `ebt_toy`, and with `listops` as its first word the one that writes ListOps files"
+    "The command `ebt_toy`; with `listops` as its first word the one that writes ListOps files, with `explore` the one that serves the explorer"
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ['listops']: return listops_main(argv[1:])
+    if argv[:1] == ['explore']: return explore_main(argv[1:])
     parser = anno_parser(command, prog='ebt_toy')
-    parser.epilog = "'ebt_toy listops --help' tells how to write ListOps data sets to files."
+    parser.epilog = "'ebt_toy explore' shows the explorer as a page; 'ebt_toy listops --help' tells how to write ListOps data sets to files."
     def refuse(message): raise ValueError(message)
     parser.error = refuse
     try:
