@@ -227,7 +227,7 @@ def _choice(scene):
     end = scene.errors[-1]
     return f"Of {len(end)} answers, the one of lowest energy has error {end[scene.best]:.1e}; their median has {end.nanmedian():.1e}, the best of them {end.nan_to_num(math.inf).min():.1e}."
 
-# %% ../nbs/07_explorer.ipynb #e6ce633d
+# %% ../nbs/07_explorer.ipynb #b67fe9ea
 def _row(name, y, truth, dims):
     "A line of the table of answers"
     point = ', '.join(f'{y[d]:.3f}'.replace('-', '−') for d in dims)
@@ -241,7 +241,7 @@ def describe(
     "What is to be seen, in words"
     end = scene.path.guesses[-1]
     name = f'energy-based, after {view.steps} step{"s"*(view.steps > 1)}' + ': diverged'*bool(scene.lost[scene.best])
-    rows = [('right answer', scene.truth), (name, end[scene.best]), ('feedforward', scene.rival)]
+    rows = [('right answer', scene.truth), ('the first guess', scene.path.guesses[0, 0]), (name, end[scene.best]), ('feedforward', scene.rival)]
     head = f"<tr style='color:#555'><td></td><td>answer ({', '.join(f'y{d + 1}'.translate(_SUB) for d in view.dims)})</td><td>squared error</td></tr>"
     table = head + ''.join(_row(name, y, scene.truth, view.dims) for name,y in rows if y is not None)
     lines = [_question(view, len(end[0])), _state(scene, view), _choice(scene)]

@@ -15,7 +15,7 @@ from typing import Iterator
 
 from fastcore.script import anno_parser
 
-# %% ../nbs/07a_serve.ipynb #9f25592c
+# %% ../nbs/07a_serve.ipynb #e715a848
 _TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {%- block notebook_css -%}
 {% import 'spinner.macro.html.j2' as spinner %}
@@ -25,18 +25,18 @@ _TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {{ super.super() }}
 {%- endblock notebook_css -%}"""
 
-def _cell(i, source, kind='code'):
-    "A cell of a notebook; code cells also say that they have not run"
-    return dict(cell_type=kind, id=f'cell{i}', metadata={}, source=source) | (dict(execution_count=None, outputs=[]) if kind == 'code' else {})
+def _cell(i, source):
+    "A cell of a notebook"
+    return dict(cell_type='code', id=f'cell{i}', metadata={}, source=source, execution_count=None, outputs=[])
 
 def page_files(
     folder,   # Where the files go
-    title:str='ebt_toy explorer',                                                     # Name of the page, also its first line
+    title:str='ebt_toy explorer',                                                     # Name of the page
     code:tuple[str,...]=('from ebt_toy.explorer import Explorer', 'Explorer()')   # Cells of the notebook
 ) -> Path:    # The notebook; kernel and template lie in `jupyter` beside it
     "The files that Voila needs to show the explorer"
     spec,data = dict(name='ebt_toy', display_name='ebt_toy', language='python'),Path(folder)/'jupyter'
-    cells = [_cell(0, f'## {title}', 'markdown'), *(_cell(i, c) for i,c in enumerate(code, 1))]
+    cells = [_cell(i, c) for i,c in enumerate(code)]
     kernel = dict(argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}'], display_name='ebt_toy', language='python')
     files = {Path(folder)/'explorer.ipynb': json.dumps(dict(nbformat=4, nbformat_minor=5, metadata=dict(title=title, kernelspec=spec), cells=cells)),
         data/'kernels'/'ebt_toy'/'kernel.json': json.dumps(kernel),

@@ -1,0 +1,205 @@
+"The explorer as its users meet it: in JupyterLab and as a page (`ebt_toy explore`), in a real Chromium at 1280×800, by keyboard and mouse."
+import json, os, re, shutil, signal, subprocess, sys, time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ebt_toy.serve import choose_port, served
+
+chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+if not chromium and not os.environ.get('CI'): pytest.skip("no Chromium on this machine", allow_module_level=True)
+sync_api = pytest.importorskip('playwright.sync_api') if not os.environ.get('CI') else __import__('playwright.sync_api').sync_api
+
+FLAGS = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+SLIDERS = 'x0 x1 x2 x3 start0 start1 starts steps step_size noise updates'.split()
+notebook = Path(__file__).parents[1]/'nbs'/'07_explorer.ipynb'
+HARMLESS = re.compile('favicon|Notebook .* is not trusted|WebSocket connection to .* failed: Close received|ResizeObserver')   # of Jupyter's own
+
+@pytest.fixture(scope='module')
+def shots(tmp_path_factory):
+    "Where screenshots go"
+    folder = Path(os.environ.get('EBT_SCREENSHOTS') or tmp_path_factory.mktemp('screenshots')).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    "An environment that reads and writes no one's settings"
+    folder = tmp_path_factory.mktemp('home')
+    settings = folder/'lab'/'user-settings'/'@jupyterlab'/'apputils-extension'
+    settings.mkdir(parents=True)
+    (settings/'notification.jupyterlab-settings').write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    own = dict(HOME=folder, JUPYTER_CONFIG_DIR=folder/'config', JUPYTER_DATA_DIR=folder/'data', JUPYTER_RUNTIME_DIR=folder/'run', IPYTHONDIR=folder/'ipython',
+               JUPYTERLAB_SETTINGS_DIR=folder/'lab'/'user-settings', JUPYTERLAB_WORKSPACES_DIR=folder/'lab'/'workspaces', OMP_NUM_THREADS=1)
+    return os.environ | {k: str(v) for k,v in own.items()}
+
+@pytest.fixture(scope='module')
+def browser():
+    with sync_api.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield b
+        b.close()
+
+@contextmanager
+def opened(browser, link):
+    "A page that may talk to this machine only; at the end nothing may have gone wrong in it"
+    page,errors,outside = browser.new_page(viewport=dict(width=1280, height=800)),[],[]
+    page.set_default_timeout(60_000)
+    page.on('console', lambda m: errors.append(m.text) if m.type == 'error' and not HARMLESS.search(m.text + str(m.location)) else None)
+    page.on('pageerror', lambda e: errors.append(str(e)) if not HARMLESS.search(str(e)) else None)
+    def route(r):
+        if re.match(r'(http|ws)://(127\.0\.0\.1|localhost)[:/]|data:|blob:', r.request.url): return r.continue_()
+        outside.append(r.request.url)
+        r.abort()
+    page.route('**/*', route)
+    page.goto(link, wait_until='domcontentloaded')
+    yield page
+    page.close()
+    assert not errors and not outside, (errors, outside)
+
+@pytest.fixture(scope='module')
+def voila(browser, home, shots):
+    "The page of `ebt_toy explore`"
+    process = subprocess.Popen([sys.executable, '-m', 'ebt_toy', 'explore', '--port', '0'], env=home, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        link = re.search(r'http://\S+', process.stdout.readline())[0]
+        with opened(browser, link) as page: yield ready(page)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try: process.wait(30)
+        except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL)
+
+@pytest.fixture(scope='module')
+def lab(browser, home, shots, tmp_path_factory):
+    "JupyterLab with the notebook of the explorer, all cells run"
+    folder,port = tmp_path_factory.mktemp('lab'),choose_port(0)
+    shutil.copy(notebook, folder)
+    args = [sys.executable, '-m', 'jupyterlab', '--no-browser', f'--port={port}', '--ip=127.0.0.1', '--IdentityProvider.token=', '--LabApp.expose_app_in_browser=True', '--allow-root', f'--ServerApp.root_dir={folder}']
+    with served(args, port, folder, home), opened(browser, f'http://127.0.0.1:{port}/lab/tree/07_explorer.ipynb') as page:
+        page.wait_for_function("""() => { const w = window.jupyterapp?.shell.currentWidget; return w?.sessionContext?.session?.kernel?.status == 'idle' }""")
+        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        yield ready(page)
+
+def ready(page):
+    "Wait for the explorer with its first words and picture"
+    page.wait_for_function("() => document.querySelector('.ebt-words')?.innerText.includes('settled') && document.querySelector('.ebt-picture')?.naturalWidth > 0", timeout=120_000)
+    page.locator('.ebt-picture').last.scroll_into_view_if_needed()
+    return page
+
+# What the page shows: the picture as bytes, the words as text
+
+LOOK = """async ([picture, words]) => { const all = s => [...document.querySelectorAll(s)].at(-1);
+    const bytes = new Uint8Array(await (await fetch(all(picture).src)).arrayBuffer());
+    return [[...new Uint8Array(await crypto.subtle.digest('SHA-256', bytes))].join(), all(words).innerText, bytes.length] }"""
+def look(page, live=''): return page.evaluate(LOOK, [f'.ebt-{live}picture', f'.ebt-{live}words'])
+
+def until(page, change, live='', seconds=20):
+    "Look until `change(picture, words)`; what is seen then, and the seconds it took"
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        try: seen = look(page, live)
+        except sync_api.Error: continue          # the picture was just being replaced
+        if change(*seen[:2]): return seen,time.perf_counter() - start
+        page.wait_for_timeout(15)
+    raise AssertionError(f"nothing changed in {seconds} s; the words are: {seen[1]}")
+
+def control(page, name): return page.locator(f'.ebt-{name}').last
+def handle(page, name): return control(page, name).locator('[role=slider]')
+
+def press(page, name, key, times=1):
+    handle(page, name).focus()
+    for _ in range(times): page.keyboard.press(key)
+
+def move_each(page, shots, where):
+    "Move every slider by keyboard: picture and words follow, and Reset brings the first ones back"
+    page.locator('.ebt-reset').last.click()
+    first,felt = look(page),{}
+    for name in SLIDERS:
+        key = dict(updates='ArrowLeft', x1='ArrowLeft').get(name, 'ArrowRight')
+        press(page, name, key)
+        seen,felt[name] = until(page, lambda picture,words: picture != first[0] and words != first[1])
+        assert seen[2] > 5000
+        page.locator('.ebt-reset').last.click()
+        until(page, lambda picture,words: [picture, words] == first[:2])
+    (shots/f'latency_{where}.json').write_text(json.dumps({k: round(1e3*v) for k,v in felt.items()}))
+
+def no_errors(page):
+    assert page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"], .jp-RenderedText[data-mime-type*=stderr]').count() == 0
+
+def fits(page, *names):
+    "Nothing reaches beyond the window, and pages have no horizontal bar"
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    for n in names:
+        box = control(page, n).bounding_box()
+        assert box['x'] >= 0 and box['x'] + box['width'] <= 1280, (n, box)
+
+def test_page_moves(voila, shots):
+    fits(voila, 'picture', 'words', *SLIDERS)
+    for n in ('picture', 'words', 'reset'):
+        box = control(voila, n).bounding_box()
+        assert box['y'] + box['height'] <= 800, (n, box)          # all of it without scrolling
+    voila.screenshot(path=shots/'voila.png')
+    move_each(voila, shots, 'voila')
+    no_errors(voila)
+
+def test_lab_moves(lab, shots):
+    no_errors(lab)
+    fits(lab, 'picture', 'words', *SLIDERS)
+    lab.screenshot(path=shots/'lab.png')
+    move_each(lab, shots, 'lab')
+    no_errors(lab)
+
+def test_tab_key_reaches_every_slider(voila):
+    handle(voila, SLIDERS[0]).focus()
+    reached = []
+    for _ in range(60):
+        reached.append(voila.evaluate("[...document.activeElement.closest('[class*=ebt-]')?.classList ?? []].find(c => c.startsWith('ebt-'))?.slice(4)"))
+        voila.keyboard.press('Tab')
+    order = [n for i,n in enumerate(reached) if n in SLIDERS and n not in reached[:i]]
+    assert order == SLIDERS
+
+def test_task_and_examples(voila, shots):
+    voila.locator('.ebt-reset').last.click()
+    first,_ = until(voila, lambda picture,words: 'settled' in words)
+    control(voila, 'task').get_by_text('multiply').click()
+    until(voila, lambda picture,words: picture != first[0] and '(0.100, −0.480)' in words)     # 0.5·0.2 and −0.6·0.8
+    control(voila, 'task').get_by_text('add').click()
+    until(voila, lambda picture,words: [picture, words] == first[:2])
+    says = ['outside the training range', '8 of 8 paths diverged', 'after 60 steps', 'still on their way']
+    for i,text in enumerate(says):
+        control(voila, f'example{i}').click()
+        seen,_ = until(voila, lambda picture,words: text in words)
+        assert seen[0] != first[0]
+        voila.screenshot(path=shots/f'voila_example{i}.png')
+    control(voila, 'reset').click()
+    until(voila, lambda picture,words: [picture, words] == first[:2])
+    no_errors(voila)
+
+def test_dragging_an_operand_out_of_the_range(voila):
+    control(voila, 'reset').click()
+    until(voila, lambda picture,words: 'inside the training range' in words)
+    press(voila, 'x0', 'ArrowRight', 12)
+    until(voila, lambda picture,words: 'outside the training range' in words and 'a₁ = 1.10' in words)
+    control(voila, 'reset').click()
+    until(voila, lambda picture,words: 'inside the training range' in words)
+
+def test_training_can_be_watched_and_stopped(voila, shots):
+    voila.get_by_text('Watch it learn', exact=True).click()
+    press(voila, 'live-num_steps', 'ArrowLeft', 14)
+    control(voila, 'train').click()
+    pictures = set()
+    def watch(picture, words):
+        pictures.add(picture)
+        return ': trained.' in words
+    until(voila, watch, 'live-', 60)
+    assert len(pictures) > 3
+    voila.screenshot(path=shots/'voila_learn.png')
+    control(voila, 'train').click()
+    until(voila, lambda picture,words: ': trained.' not in words and 'Update' in words, 'live-')
+    control(voila, 'stop').click()
+    voila.wait_for_function("() => ![...document.querySelectorAll('.ebt-train')].at(-1).disabled")
+    assert ': trained.' not in look(voila, 'live-')[1]
+    voila.get_by_text('Watch it think', exact=True).click()
+    control(voila, 'task').get_by_text('yours').wait_for()
+    no_errors(voila)
