@@ -105,7 +105,7 @@ class EBT(Encoded):
                 y = descend(self.energy, x, y, self.step_size)
         return y
 
-# %% ../nbs/03_ebt.ipynb #10a49879
+# %% ../nbs/03_ebt.ipynb #9848757e
 @torch.no_grad()
 def trace(
     model:EBT,                 # Its energy is descended
@@ -122,7 +122,7 @@ def trace(
     guesses = [model.noise(len(x), generator(seed, 'guess', device=x.device)) if y0 is None else y0]
     if model.encoder is not None: x = predict(model.encoder, x)
     if noise: check_positive('noise', noise)
-    g = generator(seed, 'noise', device=x.device)
+    g = generator(seed, 'noise', device=guesses[0].device)
     for _ in range(n_steps):
         y = descend(model.energy, x, guesses[-1], step_size)
         guesses.append(y + noise*torch.randn(y.shape, generator=g, device=y.device, dtype=y.dtype) if noise else y)
