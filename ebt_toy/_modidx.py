@@ -127,6 +127,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'ebt_toy.explorer.Playground.__init__': ('explorer.html#playground.__init__', 'ebt_toy/explorer.py'),
                                   'ebt_toy.explorer.Playground._choose': ('explorer.html#playground._choose', 'ebt_toy/explorer.py'),
                                   'ebt_toy.explorer.Playground._column': ('explorer.html#playground._column', 'ebt_toy/explorer.py'),
+                                  'ebt_toy.explorer.Playground._follow': ('explorer.html#playground._follow', 'ebt_toy/explorer.py'),
                                   'ebt_toy.explorer.Playground._make_controls': ( 'explorer.html#playground._make_controls',
                                                                                   'ebt_toy/explorer.py'),
                                   'ebt_toy.explorer.Playground._moved': ('explorer.html#playground._moved', 'ebt_toy/explorer.py'),

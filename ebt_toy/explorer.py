@@ -306,7 +306,7 @@ def _image(name): return _named(name, widgets.Image(format='png', layout=dict(wi
 def _named(name, widget): return widget.add_class(f'ebt-{name}')
 def _button(name, text, tip='', **layout): return _named(name, widgets.Button(description=text, tooltip=tip, layout=dict(width='auto', **layout)))
 
-# %% ../nbs/07_explorer.ipynb #10a6ee93
+# %% ../nbs/07_explorer.ipynb #d5a4d722
 class Playground(widgets.VBox):
     "Exhibits to play with: controls, picture and words"
     def __init__(self,
@@ -375,17 +375,21 @@ class Playground(widgets.VBox):
         "Follow one widget"
         if self.quiet: return
         self.quiet = True
+        try: self._follow(name, change)
+        finally: self.quiet = False
+        try: self.refresh()
+        except Exception as e:  # what a callback raises reaches no reader
+            self.words.value = f"<b>This cannot be shown:</b> {html.escape(str(e))}"
+            raise
+
+    def _follow(self, name, change):
+        "What else changes with a widget"
         if name == 'task': self._choose(change['new'])
         if name in ('dim0', 'dim1'):
             other = self.controls['dim1' if name == 'dim0' else 'dim0']
             if other.value == change['new']: other.value = change['old']
             self._place_inputs((self.controls['dim0'].value, self.controls['dim1'].value))
         if name in ('x0', 'x1', 'x2', 'x3'): self.x[shown_inputs(len(self.x), self.d_y, self.view().dims)[int(name[1])]] = change['new']
-        self.quiet = False
-        try: self.refresh()
-        except Exception as e:  # what a callback raises reaches no reader
-            self.words.value = f"<b>This cannot be shown:</b> {html.escape(str(e))}"
-            raise
 
     def _choose(self, name):
         "Put another exhibit on show, at the same question and after all of its training"
@@ -401,8 +405,10 @@ class Playground(widgets.VBox):
         "Put one more exhibit on show and look at it"
         self.exhibits[name],self.quiet = exhibit,True
         self.controls['task'].options = list(self.exhibits)
-        self.quiet = False
         self.controls['task'].value = name
+        self._choose(name)       # also where a button of this name was pressed already
+        self.quiet = False
+        self.refresh()
 
     def refresh(self):
         "Look, draw, describe"
@@ -439,7 +445,7 @@ def draw_training(
     if land.get_visible(): plot_landscape(energy_plane(first, x), trace(first, x.expand(8, -1)).guesses, truth, ax=land)
     return fig
 
-# %% ../nbs/07_explorer.ipynb #e743581c
+# %% ../nbs/07_explorer.ipynb #5e75c1fb
 def _progress(history):
     "How far a training is, in words"
     row,total = history.rows()[-1],history.settings.get('num_steps', 0)
@@ -455,6 +461,7 @@ class LiveTraining(widgets.VBox):
     ):
         self.x,self.truth,self.stopped,self.stage = x,truth,False,live_stage()
         self.picture,self.words = _image('live-picture'),_named('live-words', widgets.HTML())
+        self.picture.value = png(self.stage)     # empty axes, until there is something to see
         super().__init__([self.picture, self.words], layout=dict(max_width='920px'))
 
     def __call__(self, model, history):
