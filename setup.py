@@ -24,6 +24,7 @@ setup(
         'Programming Language :: Python :: 3',
     ],
     packages=find_packages(include=['ebt_toy', 'ebt_toy.*']),
+    package_data={'ebt_toy': ['weights/*.safetensors']},
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),

@@ -12,3 +12,4 @@ from ebt_toy.ladder import ladder
 from ebt_toy.training import DivergedError, History, baselines, fit, predict
 from ebt_toy.plots import energy_plane, plot_landscape, plot_steps
 from ebt_toy.runner import register_model, run_main, save_results
+from ebt_toy.checkpoints import load, pretrained, pretrained_steps, save, snapshots

@@ -1,0 +1,341 @@
+"Checkpoints: back bit for bit, whole or not at all, every fault a ValueError, and the shipped weights are what their code makes"
+import json, math, os, pickle, shutil, subprocess, sys, tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, example, given, settings, strategies as st
+from torch import nn
+
+import ebt_toy
+from ebt_toy import checkpoints
+from ebt_toy.checkpoints import STEPS, load, make_pretrained, packed, pretrained, pretrained_steps, read_checkpoint, save, snapshots, unpacked
+from ebt_toy.data import create_synthetic_data
+from ebt_toy.ebt import EBT, EnergyFunction, train_energy_model
+from ebt_toy.encoder import TokenEncoder
+from ebt_toy.ffn import FeedForward, train_feedforward
+from ebt_toy.training import History, fit, predict
+
+few = settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+root = Path(__file__).parents[1]
+quiet = dict(num_steps=4, eval_every=2, report=None, progress=False)
+
+class Valley(nn.Module):
+    "An energy that is not the package's"
+    def __init__(self, w=3., d=2):
+        super().__init__()
+        self.w,self.d = nn.Parameter(torch.full((d,), w)),d
+    def forward(self, x, y): return 0.5*(y - self.w*x[:, :self.d]).pow(2).sum(-1)
+
+def tiny(latent=4): return EBT(EnergyFunction(4, 2, latent), output_dim=2)
+def content(tmp_path, model=None, **notes): return save(model or tiny(), tmp_path/'good.safetensors', **notes).read_bytes()
+def header(data): return json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])
+def described(data): return header(data)['__metadata__']['ebt_toy']
+def with_text(data, text): return safetensors.torch.save(safetensors.torch.load(data), {'ebt_toy': text})
+def state(model): return {k: t.clone() for k,t in model.state_dict().items()}
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+def refused(path, data, match=None, **kwargs):
+    "`data` is refused with a `ValueError` of one line that names the file; returns the message"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=match) as e: load(path, **kwargs)
+    assert type(e.value) is ValueError and str(path) in str(e.value) and '\n' not in str(e.value)
+
+# Round trips
+
+def vectors(): return create_synthetic_data('add', 50, 8, 8, vec_size=2)
+def listops(): return create_synthetic_data('listops', 20, 8, 8, vec_size=1, min_length=5)
+def reader(seed): return TokenEncoder(8, n_layers=1, n_heads=2, levels=5, seed=seed)
+
+@pytest.mark.parametrize('train, data, options', [
+    (train_energy_model, vectors, dict(latent_dim=8, n_optimization_steps=3, step_size=0.3)), (train_feedforward, vectors, dict(latent_dim=8, activation='tanh')),
+    (train_energy_model, listops, dict(latent_dim=8, encoder=reader)), (train_feedforward, listops, dict(latent_dim=8, encoder=reader))],
+    ids=['ebt', 'ffn', 'ebt listops', 'ffn listops'])
+@pytest.mark.parametrize('seeds', [None, [3, 4]])
+def test_a_trained_model_comes_back_bit_for_bit(tmp_path, train, data, options, seeds):
+    data = data()
+    model = train(*data, **options, **quiet, seeds=seeds)
+    if seeds: model = model[1]
+    back = load(save(model, tmp_path/'a.safetensors', task='some', seed=7))
+    x = data.test_dataset.tensors[0]
+    assert torch.equal(predict(model, x, seed=5), predict(back, x, seed=5)) and same(state(model), state(back))
+    assert type(back) is type(model) and back.history == model.history and back.notes == dict(task='some', seed=7) and not back.training
+    assert all(p.requires_grad and p.device.type == 'cpu' for p in back.parameters())
+    again = fit(back, *data[:3], num_steps=2)                     # it can be trained further
+    assert math.isfinite(again['train_loss'][-1])
+
+@few
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.floats(1e-3, 5.), st.integers(1, 3), st.booleans())
+def test_any_shape_and_precision(tmp_path, d_x, d_y, latent, n_steps, step_size, grad_steps, double):
+    model = EBT(EnergyFunction(d_x, d_y, latent, seed=d_x), d_y, n_steps, step_size, grad_steps)
+    if double: model.double()
+    back = load(save(model, tmp_path/'a.safetensors'))
+    assert back.config == model.config and same(state(model), state(back)) and back.history is None and back.notes == {}
+    x = torch.linspace(-1, 1, 3*d_x, dtype=torch.float64 if double else torch.float32).view(3, d_x)
+    assert torch.equal(predict(model, x), predict(back, x))
+
+def test_what_was_changed_after_building_is_saved(tmp_path):
+    model,x = tiny(),torch.ones(3, 4)
+    model.n_optimization_steps,model.step_size = 3,0.25
+    back = load(save(model, tmp_path/'a.safetensors'))
+    assert (back.n_optimization_steps, back.step_size) == (3, 0.25) and torch.equal(predict(model, x), predict(back, x))
+
+def test_parts_alone(tmp_path):
+    x,y = torch.ones(3, 4),torch.ones(3, 2)
+    energy,encoder = EnergyFunction(4, 2, 8, seed=1),TokenEncoder(8, 1, 2, opening=(3, 4), closing=(5,), silent=())
+    assert torch.equal(load(save(energy, tmp_path/'a.safetensors'))(x, y), energy(x, y))
+    back = load(save(encoder, tmp_path/'b.safetensors'))
+    ids = torch.tensor([[3, 1, 5], [2, 0, 0]])
+    assert back.config == encoder.config and torch.equal(predict(back, ids), predict(encoder, ids)) and isinstance(back.config['opening'], tuple)
+
+def test_an_energy_of_ones_own(tmp_path):
+    path,x = save(EBT(Valley().double(), 2, step_size=0.3), tmp_path/'a.safetensors'),torch.ones(3, 4, dtype=torch.float64)
+    mine = EBT(Valley(0.), 2, step_size=0.3)
+    held = mine.energy.w                                          # an optimizer, say, holds on to it
+    assert load(path, mine) is mine and mine.energy.w is held and held.dtype == torch.float64 and held.tolist() == [3., 3.]
+    assert torch.equal(predict(mine, x), predict(EBT(Valley().double(), 2, step_size=0.3), x))
+
+def test_modules_of_any_kind(tmp_path):
+    def net(): return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Linear(3, 3))
+    model = net()
+    model[3].weight = model[2].weight                             # tied
+    model(torch.randn(5, 2))                                      # moves the buffers, one of which counts in whole numbers
+    other = net()
+    other[3].weight = other[2].weight
+    path = save(model, tmp_path/'a.safetensors')
+    assert same(state(load(path, other)), state(model)) and other[3].weight is other[2].weight
+    with pytest.raises(ValueError, match="I cannot build 'Sequential'"): load(path)
+    plain = EBT(lambda x,y: y.pow(2).sum(-1), 2)                  # nothing to save but the settings
+    assert load(save(plain, tmp_path/'b.safetensors'), EBT(lambda x,y: y.pow(2).sum(-1), 2)).notes == {}
+
+def test_a_class_that_borrows_a_name_is_not_taken_for_ours(tmp_path):
+    theirs = type('EnergyFunction', (Valley,), {})
+    path = save(EBT(theirs(), 2), tmp_path/'a.safetensors')
+    with pytest.raises(ValueError, match="I cannot build 'EnergyFunction'"): load(path)
+    assert load(path, EBT(theirs(0.), 2)).energy.w.tolist() == [3., 3.]
+
+# What the text keeps
+
+plain = st.none()|st.booleans()|st.integers(-2**70, 2**70)|st.floats(allow_nan=False)|st.text()
+names = st.text(max_size=5)|st.sampled_from(['!float', '!tuple', '!dict', '!array', '!'])
+values = st.recursive(plain, lambda v: st.lists(v, max_size=3)|st.lists(v, max_size=3).map(tuple)|st.dictionaries(names|st.integers(), v, max_size=3), max_leaves=10)
+
+def typed(v):
+    "A value with its types, also inside, so that (1,) is not [1] and 1 is not True"
+    if isinstance(v, (list, tuple)): return type(v),[typed(e) for e in v]
+    if isinstance(v, dict): return dict,[(typed(k), typed(e)) for k,e in v.items()]
+    return type(v),repr(v)
+
+@settings(few, max_examples=200)
+@given(values)
+@example({'!float': 'nan'})
+@example({'!dict': [[1, 2]]})
+def test_values_survive(value):
+    text = json.dumps(packed(value), allow_nan=False)
+    text.encode('ascii')
+    assert typed(unpacked(json.loads(text))) == typed(value)
+
+@few
+@given(st.lists(st.floats(width=32), max_size=5), st.sampled_from(['float64', 'float32', 'int64', 'bool']))
+def test_arrays_survive(values, dtype):
+    a = np.array(values if dtype.startswith('float') else [v > 0 for v in values], dtype=dtype)
+    back = unpacked(json.loads(json.dumps(packed(dict(a=a)), allow_nan=False)))['a']
+    assert back.dtype == a.dtype and np.array_equal(back, a, equal_nan=dtype.startswith('float'))
+
+def test_a_history_that_diverged_survives(tmp_path):
+    h = History(dict(step=[0, 10], val_loss=[math.inf, math.nan], each=[np.array([1., math.nan]), np.array([-math.inf, 2.])]), dict(lr=1e-3, seeds=(1, 2)), 'diverged', 1.5)
+    back = load(save(tiny(), tmp_path/'a.safetensors', h, worst=math.nan)).history
+    assert back['val_loss'][0] == math.inf and math.isnan(back['val_loss'][1]) and np.array_equal(back['each'], h['each'], equal_nan=True)
+    assert (back.settings, back.status, back.seconds, len(back)) == (h.settings, 'diverged', 1.5, 2)
+    assert math.isnan(read_checkpoint(tmp_path/'a.safetensors')[0]['notes']['worst'])
+    json.loads(described((tmp_path/'a.safetensors').read_bytes()), parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))
+    assert len(load(save(tiny(), tmp_path/'b.safetensors', History())).history) == 0
+
+@pytest.mark.parametrize('value', [object(), {1, 2}, b'bytes', 1j, torch.ones(2), np.array(['a', None])], ids=lambda v: type(v).__name__)
+def test_notes_that_json_cannot_say_are_refused(tmp_path, value):
+    with pytest.raises(ValueError, match='notes: expected numbers'): save(tiny(), tmp_path/'a.safetensors', deep=[dict(x=value)])
+    assert not list(tmp_path.iterdir())
+
+# Whole or not at all
+
+def test_a_failing_write_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
+    path = save(tiny(), tmp_path/'a.safetensors')
+    before = path.read_bytes()
+    def full(*args): raise OSError(28, 'No space left on device')
+    for where,what in ((os, 'fsync'), (os, 'replace'), (safetensors.torch, 'save')):
+        with monkeypatch.context() as m:
+            m.setattr(where, what, full)
+            with pytest.raises(OSError, match='No space'): save(tiny(8), path)
+        assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors'] and path.read_bytes() == before
+    assert save(tiny(8), str(path)).read_bytes() != before
+
+def test_bad_arguments_are_refused(tmp_path):
+    for model in ([tiny()], None, lambda x: x):
+        with pytest.raises(ValueError, match='model: expected a module, got'): save(model, tmp_path/'a.safetensors')
+    for path in (tmp_path, tmp_path/'no'/'a.safetensors'):
+        with pytest.raises(ValueError, match='path: expected a file in a folder that exists'): save(tiny(), path)
+    path = save(tiny(), tmp_path/'a.safetensors')
+    with pytest.raises(ValueError, match='model: expected a module'): load(path, 'ebt')
+    with pytest.raises(ValueError, match='device: expected'): load(path, device='gpu')
+    with pytest.raises(ValueError, match='got a folder'): load(tmp_path)
+    with pytest.raises(FileNotFoundError, match='nothing.safetensors'): load(tmp_path/'nothing.safetensors')
+    class Odd(nn.Linear):
+        def get_extra_state(self): return 'not a tensor'
+    with pytest.raises(ValueError, match='model: expected a state of tensors, got str'): save(Odd(1, 1), path)
+
+def test_no_pickle(tmp_path, monkeypatch):
+    model = train_energy_model(*vectors(), latent_dim=4, **quiet)
+    def never(*args, **kwargs): pytest.fail("pickle was used")
+    for where,what in ((pickle, 'load'), (pickle, 'loads'), (pickle, 'Unpickler'), (pickle, 'dump'), (pickle, 'dumps'), (pickle, 'Pickler'), (torch, 'load'), (torch, 'save')):
+        monkeypatch.setattr(where, what, never)
+    assert same(state(load(save(model, tmp_path/'a.safetensors'))), state(model))
+    assert not {'pickle', 'dill', 'joblib'} & set(vars(checkpoints))
+
+# Faults
+
+def test_another_model_is_left_alone(tmp_path):
+    good = content(tmp_path, EBT(Valley(), 2))
+    w = safetensors.torch.load(good)
+    def file(**weights): return safetensors.torch.save({k: t for k,t in (w | weights).items() if t is not None}, {'ebt_toy': described(good)})
+    name = 'energy.w'
+    faults = {'got missing energy.w': file(**{name: None}), 'got unexpected more': file(more=torch.ones(1)),
+              r'real numbers of shape \(2,\), got real ones of shape \(3,\)': file(**{name: torch.ones(3)}), 'got whole ones': file(**{name: torch.ones(2, dtype=torch.long)}),
+              'got complex ones': file(**{name: torch.ones(2, dtype=torch.cfloat)}), 'got a safetensors file without': safetensors.torch.save(w), 'a whole safetensors file': good[:-1]}
+    for match,data in faults.items():
+        mine = EBT(Valley(0.), 2).train()
+        before = state(mine)
+        refused(tmp_path/'bad.safetensors', data, match, model=mine)
+        assert same(state(mine), before) and not hasattr(mine, 'history') and not hasattr(mine, 'notes') and mine.training
+    for mine,match in ((EBT(Valley(0.), 2, 3), 'n_optimization_steps 10, got 3'), (EBT(nn.Linear(2, 2), 2), "energy.kind 'Valley', got 'Linear'"),
+                       (FeedForward(4, 2, 4), "model.kind 'EBT', got 'FeedForward'"), (EBT(Valley(0.), 2, encoder=reader(0)), 'model.encoder None, got')):
+        before = state(mine)
+        refused(tmp_path/'bad.safetensors', good, match, model=mine)
+        assert same(state(mine), before)
+
+@pytest.mark.parametrize('change, match', [
+    (dict(format=2), 'expected format 1, got 2, written by a newer ebt_toy'), (dict(format=10**9, model='?', notes=0), 'written by a newer'),
+    (dict(format=0), 'makes no sense'), (dict(format='1'), 'makes no sense'), (dict(format=None), 'makes no sense'), (dict(history=[]), 'makes no sense'), (dict(history={'x': 1}), 'makes no sense'),
+    (dict(history=dict(columns=dict(step=3))), 'makes no sense'), (dict(notes=3), 'makes no sense'), (dict(notes={'!float': 'x'}), 'makes no sense'),
+    (dict(notes={'!array': ['O', [1]]}), 'makes no sense'), (dict(notes={'!dict': [[[], 1]]}), 'makes no sense'), (dict(model=None), 'description of a model'), (dict(model=[]), 'description of a model'),
+    (dict(model={}), 'description of a model'), (dict(model=dict(kind='Other')), "I cannot build 'Other'"), (dict(model=dict(kind=[], config={})), 'description of a model'),
+    (dict(model=dict(kind='EBT', config={})), 'description of a model'), (dict(model=dict(kind='EnergyFunction', config=dict(input_dim=4, output_dim=2, latent_dim=4))), 'missing net.0'),
+    (dict(model=dict(kind='EnergyFunction', config=dict(input_dim=4, output_dim=2, latent_dim=10**12))), 'expected the'), (dict(model=dict(kind='EnergyFunction', config=dict(input_dim=10**40, output_dim=2))), 'expected the'),
+    (dict(model=dict(kind='FeedForward', config=dict(input_dim=4, output_dim=2, latent_dim=10**7), encoder=None)), 'missing net.0'),
+    (dict(model=dict(kind='TokenEncoder', config=dict(n_layers=10**9))), 'n_layers: expected at most'), (dict(model=dict(kind='EnergyFunction', config=dict(input_dim=4, output_dim=2, surprise=1))), 'surprise')], ids=repr)
+def test_a_bad_description(tmp_path, change, match):
+    good = content(tmp_path)
+    refused(tmp_path/'bad.safetensors', with_text(good, json.dumps(json.loads(described(good)) | change)), match)
+
+@pytest.mark.parametrize('text', ['', '3', 'null', '[]', '{}', '"x"', '{"format": 1}', '[' * 100_000, '{"a":' * 50_000, '{"format": ' + '9'*5000 + '}', '{"format": NaN}', '\x00'], ids=lambda t: t[:12])
+def test_a_text_that_is_no_description(tmp_path, text): refused(tmp_path/'bad.safetensors', with_text(content(tmp_path), text), 'makes no sense')
+
+@settings(few, max_examples=300)
+@given(st.binary(max_size=300))
+@example(b'')
+@example(b'\xff'*8)
+@example((2**63).to_bytes(8, 'little') + b'{}')
+@example((2**40).to_bytes(8, 'little') + b'{}')
+@example((2).to_bytes(8, 'little') + b'{}')
+@example((2).to_bytes(8, 'little') + b'[]')
+@example((4).to_bytes(8, 'little') + b'null')
+@example((22).to_bytes(8, 'little') + b'{"__metadata__": null}')
+def test_random_bytes(tmp_path, data): refused(tmp_path/'bad.safetensors', data)
+
+@few
+@given(st.floats(0, 1, exclude_max=True))
+def test_a_file_cut_short(tmp_path, where):
+    good = content(tmp_path)
+    refused(tmp_path/'bad.safetensors', good[:int(where*len(good))], 'a whole safetensors file')
+    refused(tmp_path/'bad.safetensors', good + b'x', 'a whole safetensors file')
+
+@settings(few, max_examples=500)
+@given(st.integers(0, 10**6), st.integers(0, 255), st.sampled_from(['replace', 'insert', 'cut']), st.booleans())
+def test_a_changed_byte_is_refused_or_gives_a_model(tmp_path, at, byte, change, in_text):
+    good = content(tmp_path, seed=1)
+    old = described(good).encode() if in_text else good
+    at %= len(old) if in_text else 8 + int.from_bytes(good[:8], 'little')
+    new = old[:at] + (b'' if change == 'cut' else bytes([byte]) + old[at + (change == 'replace'):])
+    if change == 'cut': new += old[at + 1:]
+    if in_text:
+        try: new = with_text(good, new.decode())
+        except UnicodeDecodeError: return
+    path = tmp_path/'bad.safetensors'
+    path.write_bytes(new)
+    try: model = load(path)
+    except ValueError as e: assert str(path) in str(e) and '\n' not in str(e)
+    else: assert isinstance(model, EBT) and model.energy.net[0].weight.shape == (4, 6)
+
+# Snapshots
+
+def test_snapshots_are_the_model_of_that_moment(tmp_path):
+    data,options = vectors(),dict(latent_dim=4, report=None, progress=False)
+    train_energy_model(*data, **options, num_steps=9, eval_every=3, callback=snapshots(tmp_path/'new'/'run', (3, 9), 's{step}', task='add'))
+    assert sorted(p.name for p in (tmp_path/'new'/'run').iterdir()) == ['s3.safetensors', 's9.safetensors']
+    back,other = load(tmp_path/'new'/'run'/'s3.safetensors'),train_energy_model(*data, **options, num_steps=3)
+    assert same(state(back), state(other)) and back.history['step'].tolist() == [0, 3] and back.notes == dict(task='add')
+
+def test_snapshots_of_seeds(tmp_path):
+    data,options = vectors(),dict(latent_dim=4, num_steps=4, eval_every=2, report=None, progress=False)
+    models = train_feedforward(*data, **options, seeds=[5, 6], callback=snapshots(tmp_path, [2, 4], '{seed}_{step}'))
+    assert sorted(p.stem for p in tmp_path.iterdir()) == ['5_2', '5_4', '6_2', '6_4']
+    for s,m in zip((5, 6), models):
+        back = load(tmp_path/f'{s}_4.safetensors')
+        assert same(state(back), state(m)) and back.history.columns == m.history.columns and back.history.settings['seed'] == s
+    with pytest.raises(ValueError, match='name: expected {seed} in it'): train_feedforward(*data, **options, seeds=[5, 6], callback=snapshots(tmp_path, [0]))
+
+@pytest.mark.parametrize('steps', [[1], [2, 3], [6], [-2], [0.5]])
+def test_steps_that_would_be_missed(tmp_path, steps):
+    with pytest.raises(ValueError, match=r'steps: expected 0, multiples of eval_every=2, or the last update 5; got'):
+        train_energy_model(*vectors(), latent_dim=4, num_steps=5, eval_every=2, report=None, progress=False, callback=snapshots(tmp_path, steps))
+    assert not list(tmp_path.iterdir())
+
+# What is shipped
+
+shipped = [(t, m, s) for t in ('add', 'multiply') for m in ('ebt', 'ffn') for s in STEPS]
+folder = Path(ebt_toy.__file__).parent/'weights'
+
+def test_what_there_is():
+    assert sorted(p.name for p in folder.iterdir()) == sorted(f'{t}_{m}_{s:06d}.safetensors' for t,m,s in shipped)
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 1.5e6
+    assert all(pretrained_steps(t, m) == list(STEPS) for t,m,_ in shipped)
+    for args,match in ((('ad',), "did you mean 'add'"), (('listops',), 'known: add, multiply'), (('add', 'mlp'), 'known: ebt, ffn'), (('add', 'ebt', 5), 'step: expected one of 0, 30, .* got 5')):
+        with pytest.raises(ValueError, match=match): pretrained(*args)
+
+@pytest.mark.parametrize('task, model, step', shipped)
+def test_shipped_models_load_and_say_how_they_were_made(task, model, step):
+    m = pretrained(task, model, step)
+    assert type(m) is dict(ebt=EBT, ffn=FeedForward)[model] and m.history['step'][-1] == step and {'torch', 'device'} <= set(m.notes)
+    assert {k: m.notes[k] for k in ('task', 'model_type', 'vec_size', 'size_train', 'seed')} == dict(task=task, model_type=model, vec_size=2, size_train=10_000, seed=0)
+    assert 'make_pretrained(' in m.notes['command'] and m.history.settings['num_steps'] == 10_000
+    data = create_synthetic_data(task, vec_size=2)
+    for s,(x,y) in dict(val=data.val_dataset.tensors, test=data.test_dataset.tensors).items():
+        assert (predict(m, x) - y).pow(2).mean().item() == pytest.approx(m.history[f'{s}_loss'][-1], rel=1e-3)
+    assert m.history.status == ('finished' if step == STEPS[-1] else 'running')
+    last = pretrained(task, model)
+    assert step != STEPS[-1] or same(state(m), state(last))
+
+def test_their_code_makes_the_shipped_weights(tmp_path):
+    paths = make_pretrained(tmp_path, steps=(0, 30))
+    assert len(paths) == 8
+    for p in paths:
+        mine,theirs = load(p),load(folder/p.name)
+        for a,b in zip(mine.parameters(), theirs.parameters()): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)   # another CPU rounds differently
+        step = int(p.stem[-6:])
+        assert step == 0 or not same(state(mine), state(load(folder/p.name.replace('000030', '000000'))))
+        assert {k: mine.notes[k] for k in mine.notes if k not in ('torch', 'device')} == {k: theirs.notes[k] for k in theirs.notes if k not in ('torch', 'device')}
+
+def test_an_installed_package_brings_them(tmp_path):
+    pytest.importorskip('setuptools')
+    copy,installed = tmp_path/'copy',tmp_path/'installed'
+    copy.mkdir()
+    for name in ('settings.ini', 'setup.py', 'MANIFEST.in', 'README.md', 'LICENSE'): shutil.copy(root/name, copy)
+    shutil.copytree(root/'ebt_toy', copy/'ebt_toy', ignore=shutil.ignore_patterns('__pycache__'))
+    for args in (['build', '--build-lib', str(installed)], ['sdist']): subprocess.run([sys.executable, 'setup.py', '-q', *args], cwd=copy, check=True, capture_output=True)
+    there = sorted(p.name for p in folder.iterdir())
+    assert sorted(p.name for p in (installed/'ebt_toy'/'weights').iterdir()) == there
+    with tarfile.open(next((copy/'dist').glob('*.tar.gz'))) as t: assert sorted(Path(n).name for n in t.getnames() if n.endswith('.safetensors')) == there
+    code = "import ebt_toy; print(ebt_toy.__file__); print(len(ebt_toy.pretrained('multiply', 'ffn').history))"
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(installed)), capture_output=True, text=True)
+    assert done.stdout.splitlines() == [str(installed/'ebt_toy'/'__init__.py'), str(len(pretrained('multiply', 'ffn').history))]
