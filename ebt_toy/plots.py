@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Plane', 'energy_plane', 'contour_levels', 'plot_landscape', 'plot_steps', 'plot_landscape_training', 'Loop',
-           'inner_loop', 'plot_inner_loop', 'error_range', 'plot_error_range']
+           'inner_loop', 'plot_inner_loop', 'error_range', 'plot_error_range', 'spearman', 'judged_answers',
+           'plot_energy_error', 'plot_accuracy_by_depth']
 
 # %% ../nbs/06_plots.ipynb #3574559b
 from typing import Callable, NamedTuple
@@ -84,7 +85,7 @@ def contour_levels(
     low,high = (finite.min(), finite.max()) if finite.size else (0., 1.)
     return low + max(high - low, 1e-9 + 1e-6*abs(low))*np.linspace(0, 1, n + 1)**2
 
-# %% ../nbs/06_plots.ipynb #748712d6
+# %% ../nbs/06_plots.ipynb #59246dda
 _SUB = str.maketrans('0123456789', '₀₁₂₃₄₅₆₇₈₉')
 
 def _draw_plane(ax, plane, dims, levels):
@@ -97,9 +98,15 @@ def _draw_plane(ax, plane, dims, levels):
            xlabel=f'answer y{dims[0] + 1}'.translate(_SUB), ylabel=f'answer y{dims[1] + 1}'.translate(_SUB))
     ax.locator_params(nbins=5)
 
-def _draw_paths(ax, paths, best, color, reach):
-    "Paths `(steps + 1, n, 2)`; what is not finite is left out, what is far away is brought to `reach`"
-    paths = np.clip(np.where(np.isfinite(paths).all(-1, keepdims=True), paths, np.nan), *reach)
+def _nearer(paths, centre, reach):
+    "Paths as far as `reach` from the centre: a point further out is moved straight towards it, and those that follow it out there are dropped"
+    away = np.where(np.isfinite(paths).all(-1, keepdims=True), paths, np.nan) - centre
+    size = np.abs(away).max(-1, keepdims=True)
+    away[1:][((size[1:] > reach) & (size[:-1] > reach))[..., 0]] = np.nan
+    return centre + away*(reach/np.maximum(size, reach))
+
+def _draw_paths(ax, paths, best, color):
+    "Paths `(steps + 1, n, 2)`, in front of the landscape"
     ax.plot(*_joined(paths).T, color=color, lw=0.8, alpha=0.8)
     ax.plot(*paths[0].T, 'o', mfc='none', mec=color, ms=3.5, mew=0.8, label='first guess')
     ax.plot(*paths[-1].T, 'o', color=color, ms=3.5, label='last guess', zorder=3)
@@ -121,7 +128,7 @@ def plot_landscape(
     ax,dims = _axes(ax, 3.2, 3.2),list(dims)
     span = plane.u[-1] - plane.u[0]
     _draw_plane(ax, plane, dims, levels)
-    if guesses is not None: _draw_paths(ax, _numbers(guesses)[..., dims], best, color, (plane.u[0] - 100*span, plane.u[-1] + 100*span))
+    if guesses is not None: _draw_paths(ax, _nearer(_numbers(guesses)[..., dims], (plane.u[-1] + plane.u[0])/2, 100*span), best, color)
     for (name,point),marker in zip((answers or {}).items(), 'DsP^v'*9):
         ax.plot(*_numbers(point)[dims], marker, mfc='w', mec='k', ms=6, mew=1.2, label=name, ls='')
     if truth is not None: ax.plot(*_numbers(truth)[dims], '*', color='k', ms=11, mew=0, label='truth', zorder=2.5)   # below the last guesses
@@ -298,4 +305,69 @@ def plot_error_range(
         ax.text(at, 1.02, text, color=color, fontsize=8, ha='center', transform=ax.get_xaxis_transform())
     ax.set(xlabel=f'operand x{operand + 1}'.translate(_SUB), ylabel='MSE', yscale='log', xlim=(-limit, limit))
     ax.legend(frameon=False, fontsize=8, loc='upper center', handlelength=3)
+    return ax
+
+# %% ../nbs/06_plots.ipynb #1c8d7199
+def spearman(
+    a,             # `(..., n)`
+    b              # `(..., n)`
+) -> np.ndarray:   # `(...)`, from −1 to 1; NaN where all of a or all of b are equal
+    "Spearman's rank correlation along the last axis; equal numbers share their mean rank"
+    ranks = [np.sign(t[..., :, None] - t[..., None, :]).sum(-1) for t in (_numbers(a), _numbers(b))]    # twice the rank, from its mean
+    with np.errstate(invalid='ignore'): return (ranks[0]*ranks[1]).sum(-1)/np.sqrt((ranks[0]**2).sum(-1)*(ranks[1]**2).sum(-1))
+
+# %% ../nbs/06_plots.ipynb #5e327a04
+def judged_answers(
+    model:EBT,               # Its energy judges
+    dataset:TensorDataset,   # Holds `(x, y)`
+    starts:int=32,           # First guesses for each question
+    n:int=128,               # Questions, the first ones of the data set
+    seed:int=0               # Of the first guesses
+) -> Loop:                   # Errors and energies, each `(steps + 1, questions, starts)`
+    "Errors and energies of many answers to each question, along the model's own inner loop"
+    x,y = (t[:check_count('n', n)] for t in dataset.tensors)
+    loop = inner_loop(model, TensorDataset(*(t.repeat_interleave(check_count('starts', starts), 0) for t in (x, y))), model.n_optimization_steps, seed)
+    return Loop(*(v.reshape(len(v), len(x), starts) for v in loop))
+
+def plot_energy_error(
+    model:EBT,      # Its energy judges
+    datasets,       # What `create_synthetic_data` returned (validation is ID, test OOD), or name -> data set
+    starts:int=32,  # First guesses for each question
+    n:int=128,      # Questions of each data set
+    axes=None,      # Two matplotlib axes; None makes new ones
+    seed:int=0      # Of the first guesses
+):                  # The two axes
+    "Final energy against error across questions (left), and rank correlation within a question along the inner loop (right)"
+    if axes is None:
+        import matplotlib.pyplot as plt
+        axes = plt.subplots(1, 2, figsize=(6.8, 2.8), dpi=110, layout='constrained')[1]
+    for i,(name,d) in enumerate(_splits(datasets).items()):
+        errors,energies = judged_answers(model, d, starts, n, seed)
+        last,color = (energies[-1, :, 0], errors[-1, :, 0]),_color(name, i)
+        axes[0].plot(*last, 'o', color=color, ms=3, alpha=0.6, mew=0, label=f'{name}, ρ = {spearman(*last):.2f}')
+        _band(axes[1], np.arange(len(errors)), spearman(energies, errors), color, name)
+    axes[0].set(xlabel='energy of the answer', ylabel='squared error', yscale='log', title='across questions')
+    axes[1].axhline(0, color='0.4', lw=0.9, ls=':')
+    axes[1].set(xlabel='inner steps', ylabel='rank correlation ρ', xlim=(0, len(errors) - 1), ylim=(-1.05, 1.05), title='within a question')
+    for ax in axes:
+        ax.title.set_fontsize(9)
+        ax.legend(frameon=False, fontsize=8)
+    return axes
+
+# %% ../nbs/06_plots.ipynb #26c214d7
+def plot_accuracy_by_depth(
+    results:dict,   # Title -> what `accuracy_by_depth` returned
+    ax=None         # Matplotlib axes; None makes new ones
+):                  # The axes
+    "Accuracy against the depth of expressions, with 95 % intervals and the number of expressions"
+    ax = _axes(ax)
+    counts = {d: n for r in results.values() for d,(_,n) in r.items()}
+    for i,((title,r),marker) in enumerate(zip(results.items(), 'os^Dv'*9)):
+        acc = np.array([a for a,_ in r.values()])
+        ends = np.array([wilson(round(a*n), n) for a,n in r.values()])
+        at = np.array(list(r)) + 0.08*(i - (len(results) - 1)/2)
+        ax.errorbar(at, 100*acc, 100*np.abs(ends - acc[:, None]).T, fmt=f'{marker}-', color=f'{0.55*i/max(1, len(results) - 1)}', ms=4, lw=1, capsize=2, label=title)
+    ax.set_xticks(sorted(counts), [f'{d}\nn = {counts[d]:,}' for d in sorted(counts)], fontsize=8)
+    ax.set(xlabel='depth of the expression (levels)', ylabel='accuracy (%)', ylim=(0, 105))
+    ax.legend(frameon=False, fontsize=8)
     return ax
