@@ -316,7 +316,7 @@ def spearman(
     ranks = [np.sign(t[..., :, None] - t[..., None, :]).sum(-1) for t in (_numbers(a), _numbers(b))]    # twice the rank, from its mean
     with np.errstate(invalid='ignore'): return (ranks[0]*ranks[1]).sum(-1)/np.sqrt((ranks[0]**2).sum(-1)*(ranks[1]**2).sum(-1))
 
-# %% ../nbs/06_plots.ipynb #5e327a04
+# %% ../nbs/06_plots.ipynb #682eec68
 def judged_answers(
     model:EBT,               # Its energy judges
     dataset:TensorDataset,   # Holds `(x, y)`
@@ -351,7 +351,7 @@ def plot_energy_error(
     axes[1].set(xlabel='inner steps', ylabel='rank correlation ρ', xlim=(0, len(errors) - 1), ylim=(-1.05, 1.05), title='within a question')
     for ax in axes:
         ax.title.set_fontsize(9)
-        ax.legend(frameon=False, fontsize=8)
+        ax.legend(fontsize=8, labelcolor='linecolor', markerscale=1.5, edgecolor='none', framealpha=0.8)
     return axes
 
 # %% ../nbs/06_plots.ipynb #26c214d7
