@@ -20,7 +20,7 @@ from .ebt import EBT, checked_energy, trace
 from .runner import wilson
 from .training import predict
 
-# %% ../nbs/06_plots.ipynb #b65b0ce6
+# %% ../nbs/06_plots.ipynb #a4f21de6
 class Plane(NamedTuple):
     "The energy of one question's answers, over two coordinates of y"
     u: np.ndarray          # `(n,)`: values of the first coordinate
@@ -40,6 +40,7 @@ def _check_plane(d_y, dims, limits, at):
     if len(limits) != 2 or not np.isfinite(limits).all() or limits[0] >= limits[1]: raise ValueError(f"limits: expected (low, high), finite, low below high, got {limits}")
     if at is not None and at.shape != (d_y,): raise ValueError(f"at: expected an answer of shape ({d_y},), got {tuple(at.shape)}")
 
+# %% ../nbs/06_plots.ipynb #6b2862f2
 @torch.no_grad()
 def energy_plane(
     model:EBT,             # Its energy is drawn
@@ -85,7 +86,7 @@ def contour_levels(
     low,high = (finite.min(), finite.max()) if finite.size else (0., 1.)
     return low + max(high - low, 1e-9 + 1e-6*abs(low))*np.linspace(0, 1, n + 1)**2
 
-# %% ../nbs/06_plots.ipynb #59246dda
+# %% ../nbs/06_plots.ipynb #80673990
 _SUB = str.maketrans('0123456789', '₀₁₂₃₄₅₆₇₈₉')
 
 def _draw_plane(ax, plane, dims, levels):
@@ -112,6 +113,7 @@ def _draw_paths(ax, paths, best, color):
     ax.plot(*paths[-1].T, 'o', color=color, ms=3.5, label='last guess', zorder=3)
     if best is not None: ax.plot(*paths[:, best].T, color='k', lw=1.6, label='lowest energy')
 
+# %% ../nbs/06_plots.ipynb #af3320b6
 def plot_landscape(
     plane:Plane,         # What `energy_plane` returned
     guesses=None,        # `(steps + 1, n, d_y)`: paths of n guesses, as in `trace(...).guesses`
@@ -136,7 +138,7 @@ def plot_landscape(
         ax.legend(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize=7, handletextpad=0.4, handlelength=1.2, columnspacing=1, borderpad=0.1)
     return ax
 
-# %% ../nbs/06_plots.ipynb #10fc21de
+# %% ../nbs/06_plots.ipynb #ecca107a
 def _quantiles(values, q):
     "Quantiles over the columns of `values`, `(len(q), rows)`; what is not finite does not count, and a row without anything gives NaN"
     finite = np.isfinite(values)
@@ -151,6 +153,7 @@ def _above_zero(values):
 
 def _steps_label(trained): return 'inner steps' if trained is None else f'inner steps (trained with {trained})'
 
+# %% ../nbs/06_plots.ipynb #3be6b743
 def plot_steps(
     values,              # `(steps + 1, n)`: a quantity along n paths, the first guess first
     ax=None,             # Matplotlib axes; None makes new ones
@@ -316,7 +319,7 @@ def spearman(
     ranks = [np.sign(t[..., :, None] - t[..., None, :]).sum(-1) for t in (_numbers(a), _numbers(b))]    # twice the rank, from its mean
     with np.errstate(invalid='ignore'): return (ranks[0]*ranks[1]).sum(-1)/np.sqrt((ranks[0]**2).sum(-1)*(ranks[1]**2).sum(-1))
 
-# %% ../nbs/06_plots.ipynb #682eec68
+# %% ../nbs/06_plots.ipynb #056b30dd
 def judged_answers(
     model:EBT,               # Its energy judges
     dataset:TensorDataset,   # Holds `(x, y)`
@@ -329,6 +332,7 @@ def judged_answers(
     loop = inner_loop(model, TensorDataset(*(t.repeat_interleave(check_count('starts', starts), 0) for t in (x, y))), model.n_optimization_steps, seed)
     return Loop(*(v.reshape(len(v), len(x), starts) for v in loop))
 
+# %% ../nbs/06_plots.ipynb #fce4b075
 def plot_energy_error(
     model:EBT,      # Its energy judges
     datasets,       # What `create_synthetic_data` returned (validation is ID, test OOD), or name -> data set
