@@ -27,7 +27,7 @@ from .files import atomic_file
 from .runner import device_name
 from .training import History
 
-# %% ../nbs/05a_checkpoints.ipynb #20b2fe5b
+# %% ../nbs/05a_checkpoints.ipynb #b2146b04
 def packed(
     value,               # Numbers, texts, None; lists, tuples, dictionaries and NumPy arrays of them
     name:str='value'     # For the message
@@ -39,17 +39,17 @@ def packed(
     if isinstance(value, float): return value if math.isfinite(value) else {'!float': str(value)}
     if isinstance(value, list): return go(value)
     if isinstance(value, tuple): return {'!tuple': go(value)}
-    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf': return {'!array': [value.dtype.str, go(value.tolist())]}
+    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf': return {'!array': [value.dtype.str, list(value.shape), go(value.ravel().tolist())]}
     if isinstance(value, dict) and all(isinstance(k, str) and k[:1] != '!' for k in value): return dict(zip(value, go(value.values())))
     if isinstance(value, dict): return {'!dict': [go(kv) for kv in value.items()]}
     raise ValueError(f"{name}: expected numbers, texts, None, or lists, tuples, dictionaries and arrays of them, got {type(value).__name__}")
 
-# %% ../nbs/05a_checkpoints.ipynb #40760d3c
-def _array(dtype_and_values):
-    "A NumPy array of numbers"
-    dtype,values = dtype_and_values
+# %% ../nbs/05a_checkpoints.ipynb #5d823061
+def _array(parts):
+    "A NumPy array of numbers, from its type, shape and values"
+    dtype,shape,values = parts
     if np.dtype(dtype).kind not in 'biuf': raise ValueError(f"array: expected numbers, got {dtype}")
-    return np.array(values, dtype=dtype)
+    return np.array(values, dtype=dtype).reshape(shape)
 
 _READERS = {'!float': float, '!tuple': tuple, '!array': _array, '!dict': dict}
 
@@ -77,15 +77,18 @@ def describe(
     config = {k: getattr(part, k, v) for k,v in part.config.items()}
     return dict(kind=kind.__name__, config=config) | {p: describe(getattr(part, p)) for p in _PARTS[kind]}
 
-# %% ../nbs/05a_checkpoints.ipynb #3ba0c6ff
+# %% ../nbs/05a_checkpoints.ipynb #8d775ed7
 FORMAT = 1   # Of the description; a reader refuses a higher one
 
-def _tensors(model):
-    "Copies of what a model's state holds, on the CPU"
-    state = model.state_dict()
-    for k,t in state.items():
-        if not isinstance(t, torch.Tensor): raise ValueError(f"model: expected a state of tensors, got {type(t).__name__} as {k}")
-    return {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k,t in state.items()}
+def _written(model, text):
+    "The bytes of a file: copies of what a model's state holds, and a text in the header"
+    def copied(k, t):
+        if not isinstance(t, torch.Tensor) or t.layout != torch.strided or t.is_meta or isinstance(t, nn.parameter.UninitializedTensorMixin):
+            raise ValueError(f"model: expected a state of dense tensors that have values, got {getattr(t, 'layout', type(t).__name__)} as {k}")
+        return t.detach().cpu().clone(memory_format=torch.contiguous_format)
+    tensors = {k: copied(k, t) for k,t in model.state_dict().items()}
+    try: return safetensors.torch.save(tensors, {'ebt_toy': text})
+    except KeyError as e: raise ValueError(f"model: expected types of number that safetensors knows, got {e.args[0]}") from None
 
 def save(
     model:nn.Module,           # Any module; of an `EBT` or a `FeedForward` the file alone is enough to get it back
@@ -97,14 +100,15 @@ def save(
     path = Path(path)
     if not isinstance(model, nn.Module): raise ValueError(f"model: expected a module, got {type(model).__name__}")
     if path.is_dir() or not path.parent.is_dir(): raise ValueError(f"path: expected a file in a folder that exists, got {str(path)!r}")
-    if history is None: history = getattr(model, 'history', None)
+    if history is None and isinstance(getattr(model, 'history', None), History): history = model.history
+    if not isinstance(history, History|None): raise ValueError(f"history: expected a History (what else to keep is named, e.g. task='add'), got {type(history).__name__}")
     about = dict(format=FORMAT, library=ebt_toy.__version__, model=packed(describe(model), 'model'), notes=packed(notes, 'notes'),
-                 history=packed(vars(history), 'history') if isinstance(history, History) else None)
-    data = safetensors.torch.save(_tensors(model), {'ebt_toy': json.dumps(about, allow_nan=False)})
+                 history=None if history is None else packed(vars(history), 'history'))
+    data = _written(model, json.dumps(about, allow_nan=False))
     with atomic_file(path) as f: f.write(data)
     return path
 
-# %% ../nbs/05a_checkpoints.ipynb #6a894e97
+# %% ../nbs/05a_checkpoints.ipynb #8845fed5
 def _refused(path, expected, error):
     "An error in one line that names the file"
     return ValueError(f"{path}: expected {expected} ({type(error).__name__}: {(str(error) or 'no details').splitlines()[0][:200]})")
@@ -116,14 +120,20 @@ def _split(path):
     try: return safetensors.torch.load(data),json.loads(data[8:8 + int.from_bytes(data[:8], 'little')]).get('__metadata__') or {}
     except Exception as e: raise _refused(path, f"a whole safetensors file, got {len(data):,} bytes that are none", e) from None
 
+def _check_history(history):
+    "Columns are lists of one length, and the updates are among them"
+    columns = history.columns
+    if not isinstance(history.settings, dict) or not all(isinstance(c, list) for c in columns.values()): raise ValueError("history: expected columns and settings")
+    if columns and {len(c) for c in columns.values()} != {len(history)}: raise ValueError(f"history: expected columns as long as 'step', {len(history)}")
+
 def _understood(about):
     "What a model was saved with, as it was"
     history,notes = unpacked(about['history']),unpacked(about['notes'])
     history = None if history is None else History(**history)
-    if history: history.rows(),history['step']
+    if history is not None: _check_history(history)
     return dict(model=unpacked(about['model']), history=history, notes=dict(notes), library=str(about['library']))
 
-# %% ../nbs/05a_checkpoints.ipynb #3dc7e6af
+# %% ../nbs/05a_checkpoints.ipynb #346ae036
 def read_checkpoint(
     path      # A file from `save`
 ) -> tuple:   # What it says of the model (`model`, `history`, `notes`, `library`), and its weights by name
@@ -135,7 +145,7 @@ def read_checkpoint(
         format = check_count('format', about['format'])
         if format <= FORMAT: return _understood(about),weights
     except Exception as e: raise _refused(path, "a description of a model, got one that makes no sense", e) from None
-    raise ValueError(f"{path}: expected format {FORMAT}, got {format}, written by a newer ebt_toy ({str(about.get('library'))[:20]})")
+    raise ValueError(f"{path}: expected format {FORMAT}, got {format}, written by a newer ebt_toy ({str(about.get('library'))[:20]!r})")
 
 # %% ../nbs/05a_checkpoints.ipynb #7015b589
 def _strangers(about):
@@ -160,12 +170,12 @@ def _built(path, about, weights):
     except Exception as e: raise _refused(path, "the description of a model, got one that makes none", e) from None
     raise ValueError(f"{path}: expected model=..., a model like the one saved, for I cannot build {' and '.join(map(repr, strangers))}; got none")
 
-# %% ../nbs/05a_checkpoints.ipynb #b751b536
+# %% ../nbs/05a_checkpoints.ipynb #8b2fee7f
 def _check_weights(path, model, weights):
     "The weights are those of the model: the same names, shapes and sorts of number"
     own = model.state_dict()
     for what,names in dict(missing=own.keys() - weights.keys(), unexpected=weights.keys() - own.keys()).items():
-        if names: raise ValueError(f"{path}: expected the weights of this model ({len(own)}), got {what} {', '.join(sorted(names)[:3])}" + ", ..."*(len(names) > 3))
+        if names: raise ValueError(f"{path}: expected the weights of this model ({len(own)}), got {what} {', '.join(map(repr, sorted(names)[:3]))}" + ", ..."*(len(names) > 3))
     for k,t in own.items():
         sort = lambda t: 'real' if t.is_floating_point() else 'complex' if t.is_complex() else 'whole'
         if (t.shape, sort(t)) != (weights[k].shape, sort(weights[k])):
@@ -176,7 +186,7 @@ def _difference(a, b, name='model'):
     if not (isinstance(a, dict) and isinstance(b, dict)): return None if a == b else f"{name} {a!r}, got {b!r}"
     return next((d for k in a|b if (d := _difference(a.get(k), b.get(k), f'{name}.{k}'))), None)
 
-# %% ../nbs/05a_checkpoints.ipynb #e8a65bb8
+# %% ../nbs/05a_checkpoints.ipynb #f0630335
 def load(
     path,                       # A file from `save`
     model:nn.Module|None=None,  # Filled in place, on success only; None builds one of this package's models
@@ -189,11 +199,13 @@ def load(
     if not given: model = _built(path, about['model'], weights)
     _check_weights(path, model, weights)
     if not given: model.to_empty(device='cpu')
-    for k,t in model.state_dict(keep_vars=True).items(): t.data = weights[k].to(t.device)
+    own = model.state_dict(keep_vars=True)
+    moved = {k: weights[k].to(t.device) for k,t in own.items()}      # all of them, before the first is replaced
+    for k,t in own.items(): t.data = moved[k]
     model.history,model.notes = about['history'],about['notes']
     return model.to(device).eval()
 
-# %% ../nbs/05a_checkpoints.ipynb #73b48a1b
+# %% ../nbs/05a_checkpoints.ipynb #b70d1de7
 def _check_steps(steps, settings):
     "Every step is one at which the run evaluates"
     every,last = settings['eval_every'],settings['num_steps']
@@ -207,6 +219,7 @@ def snapshots(
     **notes                   # Passed to `save`
 ) -> Callable:                # `(model, history)`, for the argument `callback` of `fit` and of the training functions
     "Saves a model as it is after some numbers of updates; raises `ValueError` at the first evaluation for steps that would be missed"
+    steps = list(steps)
     def callback(model, history):
         step,s = int(history['step'][-1]),history.settings
         if step == 0: _check_steps(steps, s)
@@ -219,9 +232,9 @@ def snapshots(
             save(m, path, h, **notes)
     return callback
 
-# %% ../nbs/05a_checkpoints.ipynb #a99ef46f
+# %% ../nbs/05a_checkpoints.ipynb #4fe16dda
 STEPS = 0,30,100,300,1000,3000,10_000   # Updates after which the models of the package were kept
-_COMMAND = 'python -c "from ebt_toy.checkpoints import make_pretrained; make_pretrained(\'weights\', seed={seed})"'
+_COMMAND = 'python -c "from ebt_toy.checkpoints import make_pretrained; make_pretrained(\'weights\', {})"'
 _TRAIN = dict(ebt=train_energy_model, ffn=partial(train_feedforward, activation='silu'))
 
 def _thin(history):
@@ -237,11 +250,12 @@ def make_pretrained(
     steps=STEPS                   # Updates after which to keep the models; the last ends the training
 ) -> list:                        # The files
     "Train the models that the package brings: a minute or two for each"
+    asked = f'seed={seed}' + f', tasks={tuple(tasks)}, steps={tuple(steps)}'*((tuple(tasks), tuple(steps)) != (('add', 'multiply'), STEPS))
     for task in tasks:
         data = create_synthetic_data(task, size_train=10_000, vec_size=2, seed=seed)
         for name,train in _TRAIN.items():
-            notes = dict(task=task, model_type=name, vec_size=2, size_train=10_000, seed=seed, command=_COMMAND.format(seed=seed),
-                         torch=torch.__version__, device=device_name('cpu'), about="Both models: 64 wide, SiLU, Adam with lr 0.001, 10,000 updates of 64 samples")
+            notes = dict(task=task, model_type=name, vec_size=2, size_train=10_000, seed=seed, command=_COMMAND.format(asked),
+                         torch=torch.__version__, device=device_name('cpu'), about=f"Both models: 64 wide, SiLU, Adam with lr 0.001, {max(steps):,} updates of 64 samples")
             keep = snapshots(folder, steps, f'{task}_{name}_{{step:06d}}', **notes)
             model = train(*data, latent_dim=64, batch_size=64, lr=1e-3, num_steps=max(steps), seed=seed, eval_every=math.gcd(*steps), compile=False,
                           report=None, progress=False, callback=lambda m,h: keep(m, _thin(h)))
