@@ -250,7 +250,7 @@ def _train_all(results, configs, many, report, fit_options):
         report(f"✓ {_recipes[n].title} Model Training {r['status'].capitalize()} | Test {metric}: {format_number(r[f'test_{results.metric}'])}")
         if r['status'] == 'interrupted': break
 
-# %% ../nbs/05_runner.ipynb #ad969d05
+# %% ../nbs/05_runner.ipynb #8a8b2bdb
 def run_main(
     task:str='add',               # A registered task
     vec_size:int=10,              # Numbers in each operand
@@ -267,7 +267,7 @@ def run_main(
     report:Callable|None=print,   # Receives each line of the report; None is quiet
     task_options:dict|None=None,  # Options of the task, passed to `create_synthetic_data`
     eval_every:int|None=None,     # Updates between evaluations; None evaluates ten times
-    callback:Callable|None=None,  # Called as `callback(model, history)` after each evaluation
+    callback:Callable|None=None,  # Called as `callback(model, history)` after each evaluation; if it returns False, that model's run ends there
     progress:bool=True,           # Show progress bars where someone can watch them
     **configs                     # `<name>_config` of other registered models
 ) -> Results:                     # By model: `model`, `models`, `test_mse`, `val_mse`, `history`, `config`, `seconds`, `n_params`, `flops`, `status`

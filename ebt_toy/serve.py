@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['page_files', 'choose_port', 'served', 'explore_command', 'explore_main']
 
-# %% ../nbs/07a_serve.ipynb #e56ebd28
-import json, os, signal, socket, subprocess, sys, time, webbrowser
+# %% ../nbs/07a_serve.ipynb #b07cda5f
+import json, os, signal, socket, subprocess, sys, threading, time, webbrowser
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,30 +61,30 @@ def choose_port(
         except OSError as e: reason = e.strerror
     raise ValueError(f"port: expected one that is free, got {p} ({reason})")
 
-# %% ../nbs/07a_serve.ipynb #03fc6a6e
+# %% ../nbs/07a_serve.ipynb #3b3ba4ce
 def _answers(port):
     "Does something on this machine take connections on a port?"
     with socket.socket() as s:
         s.settimeout(1)
         return s.connect_ex((_HOST, port)) == 0
 
-def _wait_for(process, port, log, limit):
-    "Return when a server answers; raise `RuntimeError` when it ends or takes too long"
+def _watch(process, log, done, limit=float('inf')):
+    "Return when `done()`; raise `RuntimeError` when the process ends or that takes too long"
     until = time.monotonic() + limit
-    while not _answers(port):
-        if process.poll() is None and time.monotonic() < until: time.sleep(0.1)
+    while not done():
+        if process.poll() is None and time.monotonic() < until: time.sleep(0.05)
         else:
             why = f"does not answer after {limit:g} s" if process.poll() is None else f"ended with exit code {process.poll()}"
-            last = Path(log).read_text(encoding='utf-8', errors='replace').splitlines()[-8:]
+            last = log.read_text(encoding='utf-8', errors='replace').splitlines()[-8:]
             raise RuntimeError('\n'.join([f"the server {why}", *last]))
 
 def _end(process, patience=10):
-    "Ask a process to end, and end it when it does not"
+    "Ask a process to end, and end it when it does not or the user asks again"
     process.terminate()
     try: process.wait(patience)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    except (subprocess.TimeoutExpired, KeyboardInterrupt): process.kill()
+    process.stdin.close()
+    process.wait()
 
 @contextmanager
 def served(
@@ -93,49 +93,61 @@ def served(
     folder,             # Its working folder; what it says goes to `log.txt` there
     env:dict|None=None, # Its environment; None passes ours on
     limit:float=120     # Seconds that it may take to answer
-) -> Iterator[subprocess.Popen]:   # The server, once it answers
+) -> Iterator:          # A function that waits for the server's end and then raises as below
     "Run a server for as long as the block lasts; raises `RuntimeError` when it ends or does not answer in time"
     log = Path(folder)/'log.txt'
-    with open(log, 'wb') as out: process = subprocess.Popen(args, cwd=folder, env=env, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
+    with open(log, 'wb') as out: process = subprocess.Popen(args, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
     try:
-        _wait_for(process, port, log, limit)
-        yield process
+        _watch(process, log, lambda: _answers(port), limit)
+        yield lambda: _watch(process, log, lambda: False)
     finally: _end(process)
 
-# %% ../nbs/07a_serve.ipynb #65b6c7c0
+# %% ../nbs/07a_serve.ipynb #480ff1b3
+_BOOT = """import os, signal, sys, threading
+threading.Thread(target=lambda: (os.read(0, 1), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
+sys.modules['rfc3987_syntax'] = None
+__import__('voila.app').app.main()"""
+
 def _voila(notebook, port):
     "Command and environment of the server"
-    data = notebook.parent/'jupyter'
-    path = os.pathsep.join(filter(None, [str(data), os.environ.get('JUPYTER_PATH')]))
-    args = ['-m', 'voila', str(notebook), f'--port={port}', f'--Voila.ip={_HOST}', '--no-browser', '--template=ebt_toy']
-    return [sys.executable, *args],os.environ | dict(JUPYTER_PATH=path)
+    folder = notebook.parent
+    paths = dict(JUPYTER_PATH=[str(folder/'jupyter'), os.environ.get('JUPYTER_PATH')], PYTHONPATH=map(os.path.abspath, sys.path))
+    args = [str(notebook), f'--port={port}', '--Voila.port_retries=0', f'--Voila.ip={_HOST}', f'--Voila.connection_dir_root={folder}', '--no-browser', '--template=ebt_toy']
+    return [sys.executable, '-c', _BOOT, *args],os.environ | {k: os.pathsep.join(filter(None, v)) for k,v in paths.items()}
 
+# %% ../nbs/07a_serve.ipynb #a2dbabde
 @contextmanager
 def _page(port):
-    "The server of the page"
-    with TemporaryDirectory() as folder:
+    "The server of the page; yields a function that waits for its end"
+    with TemporaryDirectory(prefix='ebt_toy_') as folder:
         args,env = _voila(page_files(folder), port)
-        with served(args, port, folder, env) as server: yield server
-
-def _missing():
-    "What the page needs and is not installed"
-    return [m for m in ('voila', 'ipykernel') if find_spec(m) is None]
+        with served(args, port, folder, env) as wait: yield wait
 
 def explore_command(
     port:int=None,      # Port of 127.0.0.1; by default 8866, or the next one that is free
     browser:bool=False  # Open the page in the browser
 ):
     "Show the explorer as a page, until Ctrl-C"
-    if missing := _missing(): raise ValueError(f"{' and '.join(missing)}: expected to be installed; run: pip install -c constraints.txt -e '.[explore]'")
+    if missing := [m for m in ('voila', 'ipykernel') if find_spec(m) is None]:
+        raise ValueError(f"""{' and '.join(missing)}: expected to be installed; run: pip install "ebt_toy[explore]", or in a clone: pip install -c constraints.txt -e ".[explore]\"""")
     port = choose_port(port)
-    with _page(port) as server:
+    with _page(port) as wait:
         link = f'http://{_HOST}:{port}/'
         print(f"The explorer is at {link} (Ctrl-C ends it)", flush=True)
         if browser: webbrowser.open(link)
-        if server.wait(): raise RuntimeError(f"the server ended with exit code {server.returncode}")
+        wait()
 
-def _stop(*_): raise KeyboardInterrupt
+@contextmanager
+def _endable():
+    "SIGTERM, and SIGHUP of a closed terminal, raise `KeyboardInterrupt` as Ctrl-C does, unless somebody has other plans for them"
+    both = {signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)} if threading.current_thread() is threading.main_thread() else set()
+    ours = [s for s in both if signal.getsignal(s) is signal.SIG_DFL]
+    for s in ours: signal.signal(s, signal.default_int_handler)
+    try: yield
+    finally:
+        for s in ours: signal.signal(s, signal.SIG_DFL)
 
+# %% ../nbs/07a_serve.ipynb #be632b3f
 def explore_main(
     argv:list[str]|None=None   # Arguments after `ebt_toy explore`; None takes those of the process
 ) -> int:                      # Exit code: 0 after Ctrl-C, 1 when the server fails, 2 for bad input
@@ -143,11 +155,9 @@ def explore_main(
     parser = anno_parser(explore_command, prog='ebt_toy explore')
     def refuse(message): raise ValueError(message)
     parser.error = refuse
-    before = signal.signal(signal.SIGTERM, _stop)      # ended by another program, it ends its server too
-    try: explore_command(**{k: v for k,v in vars(parser.parse_args(argv)).items() if k in ('port', 'browser')})
+    try:
+        with _endable(): explore_command(**{k: v for k,v in vars(parser.parse_args(argv)).items() if k in ('port', 'browser')})
     except KeyboardInterrupt: return 0
-    except (ValueError, RuntimeError) as e:
+    except (ValueError, RuntimeError, OSError) as e:
         print(f"ebt_toy explore: {e}", file=sys.stderr)
-        return 2 if isinstance(e, ValueError) else 1
-    finally: signal.signal(signal.SIGTERM, before)
-    return 0
+        return 1 if isinstance(e, RuntimeError) else 2

@@ -66,7 +66,7 @@ def predict(
     finally: model.train(was_training)
     return torch.empty_like(p).index_copy_(0, torch.cat([rows for _,rows in parts]), p)
 
-# %% ../nbs/02_training.ipynb #f68c4533
+# %% ../nbs/02_training.ipynb #6f3ff953
 COLORS = dict(train='C7', val='C0', test='C1')   # ID blue, OOD orange, in every figure
 
 @dataclass
@@ -74,7 +74,7 @@ class History:
     "What happened in a run: named columns, one entry an evaluation; an entry is a number, or an array with one number a seed"
     columns:dict = field(default_factory=dict)    # name -> list of entries
     settings:dict = field(default_factory=dict)   # What the run was asked to do
-    status:str = 'running'                        # 'running', 'finished', 'interrupted' or 'diverged'
+    status:str = 'running'                        # 'running', 'finished', 'stopped' (by its callback), 'interrupted' (Ctrl-C) or 'diverged'
     seconds:float = 0.                            # Wall-clock time of training and evaluation, of all seeds together
 
     def __getitem__(self, name): return np.array(self.columns[check_known('column', name, self.columns)])
@@ -185,7 +185,7 @@ def _check_finite(history):
     raise DivergedError(f"the loss stopped being finite between update {last:,} and {row['step']:,} "
                         f"(train {np.median(row['train_loss'])}, val {np.median(row['val_loss'])}): try a smaller lr or step size", history)
 
-# %% ../nbs/02_training.ipynb #24cdf86e
+# %% ../nbs/02_training.ipynb #e8afc8bc
 def check_splits(
     datasets,                # Training, validation and test set
     input_dim:int|None=None, # Numbers in x; None takes what the training set has
@@ -198,20 +198,21 @@ def check_splits(
     return {s: check_dataset(f'{s}_dataset', d, input_dim, output_dim).tensors for s,d in zip(('train', 'val', 'test'), datasets)}
 
 def _watch(models, splits, scoring, history, report, callback, many, step):
-    "Evaluate, record and report; stop when the loss is not finite"
+    "Evaluate, record and report; is the run to go on?"
     history.add(dict(step=step) | _evaluate_all(models, splits, scoring, many))
     if report:
         with tqdm.external_write_mode(): report(format_row(history.rows()[-1]))
     _check_finite(history)
-    if callback: callback(models if many else models[0], history)
+    said = callback(models if many else models[0], history) if callback else None
+    return not isinstance(said, (bool, np.bool_)) or bool(said)
 
 @contextmanager
 def _timed(history):
-    "Keep the time of a run, and end it in good order on Ctrl-C"
+    "Keep the time of a run, and end it in good order, on Ctrl-C too"
     start = time.perf_counter()
     try:
         yield
-        history.status = 'finished'
+        if history.status == 'running': history.status = 'finished'
     except KeyboardInterrupt: history.status = 'interrupted'
     finally: history.seconds = time.perf_counter() - start
 
@@ -249,7 +250,7 @@ def seeds_at_once(
     if groups > n: raise ValueError(f"seeds: expected models that fit into half of the free memory ({free/2**30:.3g} GiB free), got one that takes {bytes_a_seed/2**30:.3g} GiB")
     return -(-n//groups)
 
-# %% ../nbs/02_training.ipynb #6d0ad3ac
+# %% ../nbs/02_training.ipynb #b0e5ece8
 def _bar(total, show):
     "A progress bar, where someone can watch it"
     watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
@@ -263,7 +264,9 @@ def _run(models, splits, history, scoring, seeds, many, report, callback, progre
     with _timed(history), _threads_for(len(models)*_work(models[0], x, s['batch_size'])), closing(stream), _bar(s['num_steps'], progress) as bar:
         for step in range(s['num_steps'] + 1):
             if step: next(stream), bar.update()
-            if step % s['eval_every'] == 0 or step == s['num_steps']: watch(step)
+            if (step % s['eval_every'] == 0 or step == s['num_steps']) and not watch(step) and step < s['num_steps']:
+                history.status = 'stopped'
+                break
     return history
 
 def _check_seeds(models, seeds):
@@ -293,7 +296,7 @@ def merge_histories(
     seeds = [s for h in histories for s in h.settings.get('seeds') or [h.settings['seed']]]
     return History(columns, {k: v for k,v in histories[0].settings.items() if k != 'seed'} | dict(seeds=seeds), histories[-1].status, sum(h.seconds for h in histories))
 
-# %% ../nbs/02_training.ipynb #8ffd8f86
+# %% ../nbs/02_training.ipynb #3be7da08
 def fit(
     model:nn.Module|list,         # Trained in place; `forward(x)` returns the prediction. Or a list of models, one a seed
     train_dataset:TensorDataset,  # `(x, y)`, on the model's device
@@ -307,7 +310,7 @@ def fit(
     seeds=None,                   # For a list of models: as many seeds
     eval_every:int|None=None,     # Updates between evaluations; None evaluates ten times
     compile:bool|str='auto',      # Compile the updates: True, False, or 'auto' for where it pays
-    callback:Callable|None=None,  # Called as `callback(model, history)` after each evaluation
+    callback:Callable|None=None,  # Called as `callback(model, history)` after each evaluation; if it returns False, the run ends there
     report:Callable|None=None,    # Called with each line of the report, e.g. `print`
     progress:bool=True            # Show a progress bar where someone can watch it
 ) -> History:                     # What happened

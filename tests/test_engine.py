@@ -300,6 +300,13 @@ def test_unusual_modules_in_a_group(double, build):
     seeds,(x,y) = [3, 0],data(0)
     for s,m in zip(seeds, trained([build(s) for s in seeds], x, y, seeds, 6)): assert_near(weights(m), weights(by_hand(build(s), x, y, s, 6)[0]))
 
+def test_a_callback_that_returns_false_ends_a_group(double):
+    models,seeds = models_of('ebt2', [0, 1, 2]),[0, 1, 2]
+    history = run(models, seeds, eval_every=2, callback=lambda models,history: history['step'][-1] < 4)
+    assert history.status == 'stopped' and list(history['step']) == [0, 2, 4]
+    x,y = data(0)
+    for s,m,e in zip(seeds, models, models_of('ebt2', seeds)): assert_near(weights(m), weights(by_hand(e, x, y, s, 4)[0]))
+
 def test_models_that_differ_only_in_settings():
     models = [EBT(EnergyFunction(D_X, D_Y, 8, 0), D_Y, k) for k in (1, 5)]
     try: run(models, [0, 1])
