@@ -102,11 +102,20 @@ def served(
         yield lambda: _watch(process, log, lambda: False)
     finally: _end(process)
 
-# %% ../nbs/07a_serve.ipynb #480ff1b3
-_BOOT = """import os, signal, sys, threading
-threading.Thread(target=lambda: (os.read(0, 1), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
+# %% ../nbs/07a_serve.ipynb #13f417c2
+_BOOT = """import os, shutil, signal, sys, threading, time
+def watch():
+    os.read(0, 1)
+    alone.append(True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+    os._exit(1)
+alone = []
+threading.Thread(target=watch, daemon=True).start()
 sys.modules['rfc3987_syntax'] = None
-__import__('voila.app').app.main()"""
+try: __import__('voila.app').app.main()
+finally:
+    if alone: shutil.rmtree(os.getcwd(), ignore_errors=True)"""
 
 def _voila(notebook, port):
     "Command and environment of the server"

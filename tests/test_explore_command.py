@@ -1,8 +1,11 @@
 "The command `ebt_toy explore` as a user meets it: it answers on this machine only, and leaves nothing behind."
-import os, re, signal, socket, subprocess, sys, urllib.request
+import os, re, shutil, signal, socket, subprocess, sys, time, urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+import ebt_toy
 
 command = [sys.executable, '-m', 'ebt_toy', 'explore']
 
@@ -22,9 +25,21 @@ def listening(port):
     lines = [l.split() for f in ('tcp', 'tcp6') if Path(f'/proc/net/{f}').exists() for l in Path(f'/proc/net/{f}').read_text().splitlines()[1:]]
     return {l[1].split(':')[0] for l in lines if l[3] == '0A' and int(l[1].split(':')[1], 16) == port}
 
-@pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGTERM])
-def test_serves_until_stopped(tmp_path, sign):
-    process = start(tmp_path, '--port', '0')
+def gone(pid):
+    "Has a process ended?"
+    try: return ') Z ' in Path(f'/proc/{pid}/stat').read_text()
+    except (FileNotFoundError, ProcessLookupError): return True
+
+def until(happened, seconds=20):
+    "Wait for something; did it happen in time?"
+    end = time.monotonic() + seconds
+    while not (done := happened()) and time.monotonic() < end: time.sleep(0.1)
+    return done
+
+@contextmanager
+def running(tmp_path, *args):
+    "The command, its link, and all processes below it once the page was asked for"
+    process = start(tmp_path, '--port', '0', *args)
     try:
         line = process.stdout.readline()
         link = re.search(r'http://127\.0\.0\.1:(\d+)/', line)
@@ -32,18 +47,48 @@ def test_serves_until_stopped(tmp_path, sign):
         page = urllib.request.urlopen(link[0], timeout=60).read().decode()
         assert '<title>ebt_toy explorer</title>' in page
         assert not re.search(r'(?:src|href)="https?://', page)        # nothing from other hosts
-        if Path('/proc/net/tcp').exists():
-            assert listening(int(link[1])) == {'0100007F'}            # 127.0.0.1 alone
-            below = children(process.pid)
-            assert below
-        process.send_signal(sign)
-        assert process.wait(30) == 0
-        with socket.socket() as s: assert s.connect_ex(('127.0.0.1', int(link[1])))
-        if Path('/proc/net/tcp').exists(): assert not [p for p in below if Path(f'/proc/{p}').exists() and 'Z' not in Path(f'/proc/{p}/stat').read_text()]
-        assert not list(tmp_path.glob('tmp*'))
+        yield process,int(link[1]),children(process.pid)
     finally:
         process.kill()
         process.wait()
+
+def nothing_left(tmp_path, port, below):
+    "No server, no kernel, no files"
+    with socket.socket() as s: refused = s.connect_ex(('127.0.0.1', port)) != 0
+    return refused and all(map(gone, below)) and not list(tmp_path.glob('ebt_toy_*'))
+
+linux = pytest.mark.skipif(not Path('/proc/net/tcp').exists(), reason="reads Linux's list of processes")
+
+@linux
+@pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_serves_until_stopped(tmp_path, sign):
+    with running(tmp_path) as (process,port,below):
+        assert listening(port) == {'0100007F'}                        # 127.0.0.1 alone
+        assert len(below) >= 2 and list(tmp_path.glob('ebt_toy_*'))   # server and kernel
+        process.send_signal(sign)
+        assert process.wait(30) == (-sign if sign == signal.SIGKILL else 0)
+        assert until(lambda: nothing_left(tmp_path, port, below))
+
+@linux
+def test_says_when_the_server_ends_by_itself(tmp_path):
+    with running(tmp_path) as (process,port,below):
+        os.kill(min(below), signal.SIGTERM)
+        out,err = process.communicate(timeout=30)
+        assert process.returncode == 1 and err.startswith('ebt_toy explore: the server ended with exit code'), err
+        assert until(lambda: nothing_left(tmp_path, port, below))
+
+ASKED = """import subprocess, sys
+from pathlib import Path
+import ebt_toy
+from ebt_toy.serve import _voila
+env = _voila(Path('page')/'explorer.ipynb', 8866)[1]
+of_kernel = subprocess.run([sys.executable, '-c', 'import ebt_toy; print(ebt_toy.__file__)'], env=env, cwd='/', capture_output=True, text=True)
+print(ebt_toy.__file__, of_kernel.stdout)"""
+
+def test_shows_the_package_it_belongs_to(tmp_path):
+    copied = shutil.copytree(Path(ebt_toy.__file__).parent, tmp_path/'elsewhere'/'ebt_toy')
+    done = subprocess.run([sys.executable, '-c', ASKED], env=os.environ | dict(PYTHONPATH=str(copied.parent)), capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == [str(copied/'__init__.py')]*2, done.stderr
 
 def refusal(tmp_path, *args, **env):
     done = subprocess.run([*command, *args], env=os.environ | dict(TMPDIR=str(tmp_path)) | env, capture_output=True, text=True, timeout=60)
