@@ -87,7 +87,7 @@ print(ebt_toy.__file__, of_kernel.stdout)"""
 
 def test_shows_the_package_it_belongs_to(tmp_path):
     copied = shutil.copytree(Path(ebt_toy.__file__).parent, tmp_path/'elsewhere'/'ebt_toy')
-    done = subprocess.run([sys.executable, '-c', ASKED], env=os.environ | dict(PYTHONPATH=str(copied.parent)), capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, '-c', ASKED], env=os.environ | dict(PYTHONPATH=str(copied.parent)), cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == [str(copied/'__init__.py')]*2, done.stderr
 
 def refusal(tmp_path, *args, **env):
