@@ -12,6 +12,7 @@ from ebt_toy.ladder import ladder
 from ebt_toy.training import DivergedError, History, baselines, fit, predict
 from ebt_toy.runner import register_model, run_main, save_results
 from ebt_toy.checkpoints import load, pretrained, pretrained_steps, save, snapshots
-from ebt_toy.explorer import Explorer, LiveTraining
-from ebt_toy.plots import (energy_plane, plot_accuracy_by_depth, plot_energy_error, plot_error_range, plot_inner_loop, plot_landscape,
-                           plot_landscape_training, plot_steps)
+from ebt_toy.explorer import Explorer
+from ebt_toy.live import LiveTraining
+from ebt_toy.plots import (energy_line, energy_plane, plot_accuracy_by_depth, plot_energy_error, plot_error_range, plot_inner_loop, plot_landscape,
+                           plot_landscape_training, plot_profile, plot_steps)

@@ -4,27 +4,28 @@
 
 # %% auto #0
 __all__ = ['LOST', 'SETTLED', 'LIMITS', 'EXAMPLES', 'LEGEND', 'RIVAL', 'Exhibit', 'shipped', 'exhibit_of', 'View', 'first_view',
-           'Scene', 'look', 'stage', 'wipe', 'png', 'inside', 'draw', 'input_names', 'describe', 'shown_inputs',
-           'input_sliders', 'descent_sliders', 'Playground', 'live_stage', 'draw_training', 'LiveTraining', 'Classroom',
-           'Explorer']
+           'Scene', 'look', 'inside', 'draw', 'input_names', 'describe', 'shown_inputs', 'input_sliders',
+           'descent_sliders', 'all_controls', 'Playground', 'Explorer']
 
-# %% ../nbs/07_explorer.ipynb #7fb4baf1
-import copy, html, io, math, threading
+# %% ../nbs/07_explorer.ipynb #4578f051
+import html, math
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Callable, NamedTuple
 
 import ipywidgets as widgets
-import numpy as np
 import torch
-from torch import Tensor, nn
+from fastcore.basics import patch
+from torch import Tensor
 
 from .checkpoints import pretrained, pretrained_steps
-from .data import ID_LIMIT, check_known, create_synthetic_data, generator, get_task
-from .ebt import EBT, Path, trace, train_energy_model
-from .plots import Plane, energy_plane, plot_landscape, plot_steps
-from .training import History, predict
+from .data import ID_LIMIT, generator, get_task
+from .ebt import EBT, Path, trace
+from .live import QUESTION, Classroom, beside, button, image, named, png, slider, stage, wipe
+from .plots import Line, Plane, energy_line, energy_plane, numbered, plot_landscape, plot_profile, plot_steps
+from .training import predict
 
-# %% ../nbs/07_explorer.ipynb #e4675d4c
+# %% ../nbs/07_explorer.ipynb #76d10e51
 @dataclass(frozen=True)
 class Exhibit:
     "What is on show"
@@ -38,9 +39,9 @@ def shipped(
 ) -> Exhibit:  # With x of four numbers, two for each operand
     "The models that come with the package"
     by_step = lambda kind: {s: pretrained(task, kind, s) for s in pretrained_steps(task, kind)}
-    return Exhibit(by_step('ebt'), by_step('ffn'), get_task(task).truth, (0.5, -0.6, 0.2, 0.8))
+    return Exhibit(by_step('ebt'), by_step('ffn'), get_task(task).truth, QUESTION)
 
-# %% ../nbs/07_explorer.ipynb #68b14351
+# %% ../nbs/07_explorer.ipynb #2fa8d137
 def _first_question(model, x):
     "A question for a model: the caller's, a row of its test set (within the training range), or zeros"
     if x is None and hasattr(model, 'test_dataset'): x = model.test_dataset.tensors[0][0].clamp(-ID_LIMIT, ID_LIMIT)
@@ -50,7 +51,7 @@ def _first_question(model, x):
     return tuple(round(v, 2) for v in x.tolist())
 
 def exhibit_of(
-    model,             # An `EBT` with at least two numbers in y, or `{updates: EBT}`
+    model,             # An `EBT`, or `{updates: EBT}`
     task:str|None=None,# The task it was trained on, if that knows the truth
     rival=None,        # Another model for the same task, or `{updates: model}`
     x=None             # The question to begin with, `(d_x,)`; None takes one from the model's test set
@@ -60,23 +61,22 @@ def exhibit_of(
     models = dict(sorted(model.items())) if isinstance(model, dict) else {last(model): model}
     for m in models.values():
         if not isinstance(m, EBT): raise ValueError(f"model: expected an EBT, or a dict from updates to EBTs, got {type(m).__name__}")
-        if m.output_dim < 2: raise ValueError(f"model: expected at least two numbers in y to draw a plane, got {m.output_dim}")
     rivals = {} if rival is None else rival if isinstance(rival, dict) else {s: rival for s in models}
     if set(rivals) not in (set(), set(models)): raise ValueError(f"rival: expected the same updates as model {list(models)}, got {list(rivals)}")
     return Exhibit(models, rivals, get_task(task).truth if task else None, _first_question(next(iter(models.values())), x))
 
-# %% ../nbs/07_explorer.ipynb #ecb05d9d
+# %% ../nbs/07_explorer.ipynb #e11a81b8
 @dataclass(frozen=True)
 class View:
     "How to look at an exhibit"
     x: tuple                  # The question, d_x numbers
     updates: int              # Which moment of training
-    start: tuple=(-1.5, 1.5)  # Where the first guess begins, on the two coordinates shown
+    start: tuple=(-1.5, 1.5)  # Where the first guess begins, on the coordinates shown
     starts: int=8             # Number of first guesses; all but the first are drawn at random
     steps: int=10             # Inner steps
     step_size: float=1.       # α
     noise: float=0.           # Standard deviation of what is added after each step
-    dims: tuple=(0, 1)        # The two coordinates of y that are shown
+    dims: tuple=(0, 1)        # The coordinates of y that are shown: two, or the only one there is
 
 def first_view(
     exhibit:Exhibit   # What is on show
@@ -84,16 +84,17 @@ def first_view(
     "How to begin"
     updates = list(exhibit.models)[-1]
     model = exhibit.models[updates]
-    return View(exhibit.x, updates, steps=model.n_optimization_steps, step_size=model.step_size)
+    shown = min(2, model.output_dim)
+    return View(exhibit.x, updates, View.start[:shown], steps=model.n_optimization_steps, step_size=model.step_size, dims=View.dims[:shown])
 
-# %% ../nbs/07_explorer.ipynb #8ad90c57
+# %% ../nbs/07_explorer.ipynb #6655d32c
 LOST = 5.                  # A path whose last step is longer than this, or not finite, has diverged
 SETTLED = 0.05             # A path whose last step is this part of its longest, or less, has settled
 LIMITS = (2.5, 4.5, 7.)    # Half-widths of the picture; the smallest that holds truth and start is used
 
 class Scene(NamedTuple):
     "What there is to see"
-    plane: Plane          # Energy over the two coordinates shown
+    cut: Plane|Line       # Energy over the coordinates shown
     path: Path            # Guesses `(steps + 1, n, d_y)` and energies `(steps + 1, n)`
     lost: Tensor          # `(n,)`, bool: paths that diverged
     moves: Tensor         # `(steps, n)`: length of each step
@@ -129,41 +130,11 @@ def look(
     rival = predict(exhibit.rivals[view.updates], x)[0] if exhibit.rivals else None
     limit = _limit(view.dims, truth, y0[0], None if lost[best] else end[best])
     at = torch.zeros_like(y0[0]) if lost[best] else end[best]
-    return Scene(energy_plane(model, x[0], view.dims, (-limit, limit), at), path, lost, moves, best, truth, rival,
+    cut = energy_plane(model, x[0], view.dims, (-limit, limit), at) if len(view.dims) > 1 else energy_line(model, x[0], *view.dims, (-limit, limit), at)
+    return Scene(cut, path, lost, moves, best, truth, rival,
                  None if truth is None else (path.guesses - truth).pow(2).mean(-1))
 
-# %% ../nbs/07_explorer.ipynb #9fb31e7e
-def stage(
-) -> 'matplotlib.figure.Figure':   # With three axes: landscape, energy by step, error by step
-    "An empty figure to draw on again and again"
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(9, 4.7), dpi=100)
-    FigureCanvasAgg(fig)
-    grid = fig.add_gridspec(2, 2, width_ratios=(1.15, 1), left=0.07, right=0.985, bottom=0.11, top=0.9, wspace=0.24, hspace=0.32)
-    for cell in (grid[:, 0], grid[0, 1], grid[1, 1]): fig.add_subplot(cell)
-    return fig
-
-def wipe(
-    ax   # Matplotlib axes
-):
-    "Take everything off axes but their ticks and labels"
-    for artist in [*ax.lines, *ax.collections, *ax.texts, *ax.patches]: artist.remove()
-    if ax.get_legend(): ax.get_legend().remove()
-    ax.relim()
-    ax.set_autoscale_on(True)
-
-def png(
-    fig   # With an Agg canvas
-) -> bytes:   # A picture in PNG format
-    "A figure as it would be saved, painted once"
-    from matplotlib.image import imsave
-    fig.canvas.draw()
-    out = io.BytesIO()
-    imsave(out, np.asarray(fig.canvas.buffer_rgba()), format='png', pil_kwargs=dict(compress_level=1))
-    return out.getvalue()
-
-# %% ../nbs/07_explorer.ipynb #63ba32d4
+# %% ../nbs/07_explorer.ipynb #3720a734
 def inside(
     x   # A question, numbers
 ) -> bool:   # Do all of them lie in [−1, 1]?
@@ -176,6 +147,12 @@ def _drawn(scene):
     guesses[1:, scene.lost] = torch.nan
     return guesses
 
+def _draw_energy(ax, scene, view, color):
+    "The landscape or, where answers are single numbers, the profile"
+    answers = {} if scene.rival is None else {'feedforward': scene.rival}
+    if len(view.dims) > 1: return plot_landscape(scene.cut, _drawn(scene), scene.truth, answers, view.dims, scene.best, ax=ax, color=color)
+    plot_profile(scene.cut, Path(_drawn(scene), scene.path.energies), scene.truth, answers, *view.dims, scene.best, ax=ax, color=color)
+
 def draw(
     fig,           # From `stage`
     scene:Scene,   # What there is to see
@@ -186,24 +163,23 @@ def draw(
     for ax in fig.axes: wipe(ax)
     land,energy,error = fig.axes
     color = 'C0' if inside(view.x) else 'C1'
-    plot_landscape(scene.plane, _drawn(scene), scene.truth, {} if scene.rival is None else {'feedforward': scene.rival}, view.dims, scene.best, ax=land, color=color)
+    _draw_energy(land, scene, view, color)
     plot_steps(scene.path.energies, energy, trained, best=scene.best)
     if scene.errors is not None: plot_steps(scene.errors, error, trained, 'squared error', color, log=True, best=scene.best)
+    for ax in (energy, error): ax.set_xlim(0, max(trained, view.steps))      # the same while a path grows
     if scene.rival is not None and scene.truth is not None:
         error.axhline((scene.rival - scene.truth).pow(2).mean().item(), color='k', lw=1, ls='--')
         error.annotate('feedforward', (1, (scene.rival - scene.truth).pow(2).mean().item()), xycoords=('axes fraction', 'data'), xytext=(-3, 3), textcoords='offset points', ha='right', fontsize=8)
     return fig
 
-# %% ../nbs/07_explorer.ipynb #ee1640ec
-_SUB = str.maketrans('0123456789', '₀₁₂₃₄₅₆₇₈₉')
-
+# %% ../nbs/07_explorer.ipynb #ca8c0477
 def input_names(
     d_x:int,   # Numbers in x
     d_y:int    # Numbers in y
 ) -> list:     # d_x names
-    "What the inputs are called: a₁, a₂, … b₁, b₂, … for two operands as long as y, and x₁, x₂, … otherwise"
-    names = [f'{v}{i + 1}' for v in 'ab' for i in range(d_y)] if d_x == 2*d_y else [f'x{i + 1}' for i in range(d_x)]
-    return [n.translate(_SUB) for n in names]
+    "What the inputs are called: a₁, a₂, … b₁, b₂, … for two operands as long as y (a and b where that is one number), and x₁, x₂, … otherwise"
+    if d_x == 2*d_y: return [v if d_y == 1 else numbered(v, i) for v in 'ab' for i in range(d_y)]
+    return [numbered('x', i) for i in range(d_x)]
 
 def _question(view, d_y):
     "Is this a question like those of training?"
@@ -227,7 +203,7 @@ def _choice(scene):
     end = scene.errors[-1]
     return f"Of {len(end)} answers, the one of lowest energy has error {end[scene.best]:.1e}; their median has {end.nanmedian():.1e}, the best of them {end.nan_to_num(math.inf).min():.1e}."
 
-# %% ../nbs/07_explorer.ipynb #b67fe9ea
+# %% ../nbs/07_explorer.ipynb #2cc4c8f7
 def _row(name, y, truth, dims):
     "A line of the table of answers"
     point = ', '.join(f'{y[d]:.3f}'.replace('-', '−') for d in dims)
@@ -242,17 +218,12 @@ def describe(
     end = scene.path.guesses[-1]
     name = f'energy-based, after {view.steps} step{"s"*(view.steps > 1)}' + ': diverged'*bool(scene.lost[scene.best])
     rows = [('right answer', scene.truth), ('the first guess', scene.path.guesses[0, 0]), (name, end[scene.best]), ('feedforward', scene.rival)]
-    head = f"<tr style='color:#555'><td></td><td>answer ({', '.join(f'y{d + 1}'.translate(_SUB) for d in view.dims)})</td><td>squared error</td></tr>"
+    head = f"<tr style='color:#555'><td></td><td>answer ({', '.join(numbered('y', d) for d in view.dims)})</td><td>squared error</td></tr>"
     table = head + ''.join(_row(name, y, scene.truth, view.dims) for name,y in rows if y is not None)
     lines = [_question(view, len(end[0])), _state(scene, view), _choice(scene)]
     return f"<table style='line-height:1.4'>{table}</table>" + ''.join(f"<div style='line-height:1.5'>{l}</div>" for l in lines if l)
 
-# %% ../nbs/07_explorer.ipynb #349fa295
-def _slider(kind, name, value, low, high, step, fmt, tip):
-    "A slider with its name in words"
-    limits = dict(min=low, max=high, step=step)
-    return kind(value=value, description=name, readout_format=fmt, tooltip=tip, style=dict(description_width='8.2em'), layout=dict(width='100%', margin='0'), **limits)
-
+# %% ../nbs/07_explorer.ipynb #531edd05
 def shown_inputs(
     d_x:int,       # Numbers in x
     d_y:int,       # Numbers in y
@@ -268,22 +239,21 @@ def input_sliders(
     "Sliders for the question, from −2 to 2: training saw −1 to 1"
     d_y = exhibit.models[view.updates].output_dim
     names = input_names(len(view.x), d_y)
-    return {f'x{k}': _slider(widgets.FloatSlider, names[i], view.x[i], -2., 2., 0.05, '.2f', 'Training saw −1 to 1') for k,i in enumerate(shown_inputs(len(view.x), d_y, view.dims))}
+    return {f'x{k}': slider(widgets.FloatSlider, names[i], view.x[i], -2., 2., 0.05, '.2f', 'Training saw −1 to 1') for k,i in enumerate(shown_inputs(len(view.x), d_y, view.dims))}
 
 def descent_sliders(
     view:View   # How to begin
 ) -> dict:      # Name -> slider
     "Sliders for the first guesses and for the descent"
-    s,F,I = _slider,widgets.FloatSlider,widgets.IntSlider
-    return dict(
-        start0=s(F, f'start y{view.dims[0] + 1}'.translate(_SUB), view.start[0], -4., 4., 0.1, '.1f', 'Where the first path starts'),
-        start1=s(F, f'start y{view.dims[1] + 1}'.translate(_SUB), view.start[1], -4., 4., 0.1, '.1f', 'Where the first path starts'),
+    s,F,I = slider,widgets.FloatSlider,widgets.IntSlider
+    starts = {f'start{k}': s(F, 'start ' + numbered('y', d), view.start[k], -4., 4., 0.1, '.1f', 'Where the first path starts') for k,d in enumerate(view.dims)}
+    return starts | dict(
         starts=s(I, 'guesses', view.starts, 1, 32, 1, 'd', 'All but the first are drawn at random'),
         steps=s(I, 'inner steps K', view.steps, 1, 60, 1, 'd', 'Steps of gradient descent on the answer'),
         step_size=s(widgets.FloatLogSlider, 'step size α', view.step_size, -2, 2, 0.05, '.3g', 'How far each step goes, per unit of slope'),
         noise=s(F, 'noise σ', view.noise, 0., 0.5, 0.01, '.2f', 'Standard deviation of what is added after each step'))
 
-# %% ../nbs/07_explorer.ipynb #4f5ea5e6
+# %% ../nbs/07_explorer.ipynb #bb9a5fac
 def _try_outside(view):
     x = list(view.x)
     for i in (0, len(x)//2): x[i] = 1.8
@@ -295,120 +265,64 @@ EXAMPLES = {                                  # Name of a button -> `(view, firs
     'Think longer': lambda view,first: replace(view, steps=60),
     'Before training': lambda view,first: replace(view, updates=first)}
 
-def _beside(controls, *content):
-    "Controls in a column left, content right; one line where both fit"
-    left = widgets.VBox(controls, layout=dict(width='290px', min_width='270px', flex='0 0 auto'))
-    right = widgets.VBox(content, layout=dict(flex='1 1 0', min_width='0', max_width='920px', overflow='hidden'))
-    return widgets.HBox([left, right], layout=dict(width='100%', overflow='hidden'))
+def _heading(text): return widgets.HTML(f"<b>{text}</b>", layout=dict(margin='4px 0 0 0'))
 
-def _title(text): return widgets.HTML(f"<b>{text}</b>", layout=dict(margin='4px 0 0 0'))
-def _image(name): return _named(name, widgets.Image(format='png', layout=dict(width='100%', max_width='900px', height='auto')))
-def _named(name, widget): return widget.add_class(f'ebt-{name}')
-def _button(name, text, tip='', **layout): return _named(name, widgets.Button(description=text, tooltip=tip, layout=dict(width='auto', **layout)))
+def _menu(text, options, value):
+    "A menu with its name in words"
+    return widgets.Dropdown(options=options, value=value, description=text, style=dict(description_width='8.2em'), layout=dict(width='100%'))
 
-# %% ../nbs/07_explorer.ipynb #d5a4d722
+def _updates(exhibit): return [(f'{s:,}', s) for s in exhibit.models]
+
+def all_controls(
+    exhibits:dict,   # Name -> `Exhibit`
+    view:View        # How to begin, with the first of them
+) -> dict:           # Name -> widget
+    "Every control of the playground"
+    exhibit = next(iter(exhibits.values()))
+    d_y = exhibit.models[view.updates].output_dim
+    made = dict(task=widgets.ToggleButtons(options=list(exhibits), style=dict(button_width='auto'), tooltips=['The rule to be learned']*len(exhibits)),
+                updates=widgets.SelectionSlider(options=_updates(exhibit), value=view.updates, description='updates trained', style=dict(description_width='8.2em'), layout=dict(width='100%', margin='0')),
+                roll=widgets.Play(min=1, max=view.steps, value=view.steps, interval=300, show_repeat=False, tooltip='Watch the guesses roll, step by step'))
+    if d_y > 2: made |= {f'dim{k}': _menu(text, [(numbered('y', i), i) for i in range(d_y)], k) for k,text in enumerate(('across', 'upwards'))}
+    return made | input_sliders(exhibit, view) | descent_sliders(view)
+
+# %% ../nbs/07_explorer.ipynb #4ad23fda
 class Playground(widgets.VBox):
     "Exhibits to play with: controls, picture and words"
     def __init__(self,
         exhibits:dict   # Name -> `Exhibit`; all with as many numbers in x and y
     ):
-        self.exhibits,self.name,self.quiet,self.lock = dict(exhibits),next(iter(exhibits)),False,threading.Lock()
-        self.stage,self.picture,self.words = stage(),_image('picture'),_named('words', widgets.HTML())
-        self.first = first_view(self.exhibit)
-        self.x,self.controls = list(self.first.x),self._make_controls()
-        super().__init__([_beside(self._column(), self.picture, self.words)])
+        self.exhibits,self.quiet,self.lock = dict(exhibits),False,Lock()
+        self.stage,self.picture,self.words = stage(),image('picture'),named('words', widgets.HTML())
+        self.first = first_view(next(iter(self.exhibits.values())))
+        self.x,self.controls = list(self.first.x),all_controls(self.exhibits, self.first)
+        super().__init__([beside(self._column(), self.picture, self.words)])
         for name,c in self.controls.items():
-            _named(name, c)
+            named(name, c)
             c.observe(lambda change,name=name: self._moved(name, change), 'value')
         self.refresh()
 
     @property
-    def exhibit(self): return self.exhibits[self.name]
+    def exhibit(self): return self.exhibits[self.controls['task'].value]
     @property
     def d_y(self): return self.exhibit.models[self.first.updates].output_dim
-
-    def _make_controls(self):
-        "All widgets by name"
-        options = [(f'{s:,}', s) for s in self.exhibit.models]
-        coordinate = lambda name,d: widgets.Dropdown(options=[(f'y{i + 1}'.translate(_SUB), i) for i in range(self.d_y)], value=d, description=name, style=dict(description_width='8.2em'), layout=dict(width='100%'))
-        made = dict(task=widgets.ToggleButtons(options=list(self.exhibits), style=dict(button_width='auto'), tooltips=['The rule to be learned']*len(self.exhibits)),
-                    updates=widgets.SelectionSlider(options=options, value=self.first.updates, description='updates trained', style=dict(description_width='8.2em'), layout=dict(width='100%', margin='0')))
-        if self.d_y > 2: made |= dict(dim0=coordinate('across', 0), dim1=coordinate('upwards', 1))
-        return made | input_sliders(self.exhibit, self.first) | descent_sliders(self.first)
 
     def _column(self):
         "The controls in the order of reading, with headings and buttons"
         pick = lambda *names: [self.controls[n] for n in names if n in self.controls]
-        reset = _button('reset', 'Reset', 'Back to the beginning')
+        reset = button('reset', 'Reset', 'Back to the beginning')
         reset.on_click(lambda _: self.show(self.first))
-        examples = [_button(f'example{i}', text) for i,text in enumerate(EXAMPLES)]
+        examples = [button(f'example{i}', text) for i,text in enumerate(EXAMPLES)]
         for b in examples: b.on_click(lambda b: self.show(EXAMPLES[b.description](self.first, next(iter(self.exhibit.models)))))
-        wrap = dict(flex_flow='row wrap')
-        return [_title('Task'), *pick('task'), _title('Question x (in training −1 to 1)'), *pick('dim0', 'dim1', 'x0', 'x1', 'x2', 'x3'), _title('First guesses'), *pick('start0', 'start1', 'starts'),
-                _title('Descent'), *pick('steps', 'step_size', 'noise'), _title('Training'), *pick('updates'), _title('Try'), widgets.Box([*examples, reset], layout=wrap)]
+        return [_heading('Task'), *pick('task'), _heading('Question x (in training −1 to 1)'), *pick('dim0', 'dim1', 'x0', 'x1', 'x2', 'x3'),
+                _heading('First guesses'), *pick('start0', 'start1', 'starts'), _heading('Descent'), *pick('steps', 'step_size', 'noise', 'roll'),
+                _heading('Training'), *pick('updates'), _heading('Try'), widgets.Box([*examples, reset], layout=dict(flex_flow='row wrap'))]
 
     def view(self):
         "What the widgets say"
         v = {n: c.value for n,c in self.controls.items()}
-        return View(tuple(self.x), v['updates'], (v['start0'], v['start1']), v['starts'], v['steps'], v['step_size'], v['noise'], (v.get('dim0', 0), v.get('dim1', 1)))
-
-    def show(self,
-        view:View   # How to look
-    ):
-        "Set every widget, and draw once"
-        self.quiet,self.x = True,list(view.x)
-        values = dict(updates=view.updates, start0=view.start[0], start1=view.start[1], starts=view.starts, steps=view.steps, step_size=view.step_size, noise=view.noise, dim0=view.dims[0], dim1=view.dims[1])
-        for n,value in values.items():
-            if n in self.controls: self.controls[n].value = value
-        self._place_inputs(view.dims)
-        self.quiet = False
-        self.refresh()
-
-    def _place_inputs(self, dims):
-        "Let the sliders of the question stand for the operands of the coordinates shown"
-        names = input_names(len(self.x), self.d_y)
-        for k,d in enumerate(dims): self.controls[f'start{k}'].description = f'start y{d + 1}'.translate(_SUB)
-        for k,i in enumerate(shown_inputs(len(self.x), self.d_y, dims)):
-            self.controls[f'x{k}'].description,self.controls[f'x{k}'].value = names[i],self.x[i]
-
-    def _moved(self, name, change):
-        "Follow one widget"
-        if self.quiet: return
-        self.quiet = True
-        try: self._follow(name, change)
-        finally: self.quiet = False
-        try: self.refresh()
-        except Exception as e:  # what a callback raises reaches no reader
-            self.words.value = f"<b>This cannot be shown:</b> {html.escape(str(e))}"
-            raise
-
-    def _follow(self, name, change):
-        "What else changes with a widget"
-        if name == 'task': self._choose(change['new'])
-        if name in ('dim0', 'dim1'):
-            other = self.controls['dim1' if name == 'dim0' else 'dim0']
-            if other.value == change['new']: other.value = change['old']
-            self._place_inputs((self.controls['dim0'].value, self.controls['dim1'].value))
-        if name in ('x0', 'x1', 'x2', 'x3'): self.x[shown_inputs(len(self.x), self.d_y, self.view().dims)[int(name[1])]] = change['new']
-
-    def _choose(self, name):
-        "Put another exhibit on show, at the same question and after all of its training"
-        self.name,updates = name,self.controls['updates']
-        steps = list(self.exhibit.models)
-        updates.options,updates.value = [(f'{s:,}', s) for s in steps],steps[-1]
-        self.first = replace(self.first, updates=steps[-1])
-
-    def add(self,
-        name:str,          # For its button
-        exhibit:Exhibit    # With as many numbers in x and y as the others
-    ):
-        "Put one more exhibit on show and look at it"
-        self.exhibits[name],self.quiet = exhibit,True
-        self.controls['task'].options = list(self.exhibits)
-        self.controls['task'].value = name
-        self._choose(name)       # also where a button of this name was pressed already
-        self.quiet = False
-        self.refresh()
+        start,dims = ([v[n] for n in names if n in v] for names in (('start0', 'start1'), ('dim0', 'dim1')))
+        return View(tuple(self.x), v['updates'], tuple(start), v['starts'], v['steps'], v['step_size'], v['noise'], tuple(dims) or self.first.dims)
 
     def refresh(self):
         "Look, draw, describe"
@@ -418,114 +332,73 @@ class Playground(widgets.VBox):
             self.picture.value = png(draw(self.stage, scene, view, self.exhibit.models[view.updates].n_optimization_steps))
             self.words.value = describe(scene, view)
 
-# %% ../nbs/07_explorer.ipynb #c39cbc02
-def live_stage(
-) -> 'matplotlib.figure.Figure':   # With two axes: landscape, curves
-    "An empty figure for a training"
-    fig = stage()
-    for ax in fig.axes[1:]: ax.remove()
-    grid = fig.add_gridspec(1, 2, width_ratios=(1, 1.15), left=0.08, right=0.985, bottom=0.11, top=0.9, wspace=0.24)
-    fig.axes[0].set_subplotspec(grid[1])
-    fig.add_subplot(grid[0])
-    return fig
+# %% ../nbs/07_explorer.ipynb #0a7e6b8c
+@patch
+def show(self:Playground,
+    view:View   # How to look
+):
+    "Set every widget, and draw once"
+    self.quiet,self.x = True,list(view.x)
+    values = dict(updates=view.updates, starts=view.starts, steps=view.steps, step_size=view.step_size, noise=view.noise)
+    values |= {f'{n}{k}': v for n,vs in (('start', view.start), ('dim', view.dims)) for k,v in enumerate(vs)}
+    for n,value in values.items():
+        if n in self.controls: self.controls[n].value = value
+    self._place_inputs(view.dims)
+    self.quiet = False
+    self.refresh()
 
-def draw_training(
-    fig,              # From `live_stage`
-    model,            # As it is now; of several seeds the list
-    history:History,  # Until now
-    x=None,           # A question, `(d_x,)`; None draws no landscape
-    truth=None        # Its answer, `(d_y,)`
-):                    # The figure
-    "Loss curves until now, and the landscape as it is now"
-    land,curves = fig.axes
-    wipe(land), wipe(curves)
-    if len(history): history.plot(curves)
-    first = model[0] if isinstance(model, list) else model
-    land.set_visible(x is not None and isinstance(first, EBT) and first.output_dim > 1)
-    if land.get_visible(): plot_landscape(energy_plane(first, x), trace(first, x.expand(8, -1)).guesses, truth, ax=land)
-    return fig
+@patch
+def _place_inputs(self:Playground, dims):
+    "Let the sliders of the question stand for the operands of the coordinates shown"
+    names = input_names(len(self.x), self.d_y)
+    for k,d in enumerate(dims): self.controls[f'start{k}'].description = 'start ' + numbered('y', d)
+    for k,i in enumerate(shown_inputs(len(self.x), self.d_y, dims)):
+        self.controls[f'x{k}'].description,self.controls[f'x{k}'].value = names[i],self.x[i]
 
-# %% ../nbs/07_explorer.ipynb #5e75c1fb
-def _progress(history):
-    "How far a training is, in words"
-    row,total = history.rows()[-1],history.settings.get('num_steps', 0)
-    number = lambda v: f'{np.median(v):.2e}'
-    done = f"Update {row['step']:,} of {total:,}" + (': trained.' if row['step'] == total else '.')
-    return f"<b>{done}</b> Loss inside the training range {number(row['val_loss'])}, outside {number(row['test_loss'])}."
+@patch
+def _moved(self:Playground, name, change):
+    "Follow one widget"
+    if self.quiet: return
+    self.quiet = True
+    try: self._follow(name, change)
+    finally: self.quiet = False
+    try: self.refresh()
+    except Exception as e:  # what a callback raises reaches no reader
+        self.words.value = f"<b>This cannot be shown:</b> {html.escape(str(e))}"
+        raise
 
-class LiveTraining(widgets.VBox):
-    "Curves that grow while a model trains: give it to `fit` as `callback`"
-    def __init__(self,
-        x=None,      # A question whose landscape is to be seen, `(d_x,)`; None shows curves alone
-        truth=None   # Its answer, `(d_y,)`
-    ):
-        self.x,self.truth,self.stopped,self.stage = x,truth,False,live_stage()
-        self.picture,self.words = _image('live-picture'),_named('live-words', widgets.HTML())
-        self.picture.value = png(self.stage)     # empty axes, until there is something to see
-        super().__init__([self.picture, self.words], layout=dict(max_width='920px'))
+@patch
+def _follow(self:Playground, name, change):
+    "What else changes with a widget"
+    if name == 'task': self._begin()
+    if name == 'roll': self.controls['steps'].value = change['new']
+    if name in ('dim0', 'dim1'):
+        other = self.controls['dim1' if name == 'dim0' else 'dim0']
+        if other.value == change['new']: other.value = change['old']
+        self._place_inputs((self.controls['dim0'].value, self.controls['dim1'].value))
+    if name in ('x0', 'x1', 'x2', 'x3'): self.x[shown_inputs(len(self.x), self.d_y, self.view().dims)[int(name[1])]] = change['new']
 
-    def __call__(self, model, history):
-        "Draw what there is so far; after `stop`, end the run in good order, as Ctrl-C does"
-        self.picture.value = png(draw_training(self.stage, model, history, self.x, self.truth))
-        self.words.value = _progress(history)
-        if self.stopped: raise KeyboardInterrupt
+@patch
+def _begin(self:Playground):
+    "Begin with another exhibit: at the same question, after all of its training"
+    updates,options = self.controls['updates'],_updates(self.exhibit)
+    updates.options,updates.value = options,options[-1][1]
+    self.first = replace(self.first, updates=updates.value)
 
-    def stop(self):
-        "End the training at its next evaluation"
-        self.stopped = True
+@patch
+def add(self:Playground,
+    name:str,          # For its button
+    exhibit:Exhibit    # With as many numbers in x and y as the others
+):
+    "Put one more exhibit on show and look at it"
+    self.exhibits[name],self.quiet = exhibit,True
+    self.controls['task'].options = list(self.exhibits)
+    self.controls['task'].value = name
+    self._begin()       # also where a button of this name was pressed already
+    self.quiet = False
+    self.refresh()
 
-# %% ../nbs/07_explorer.ipynb #eaf492da
-class Classroom(widgets.VBox):
-    "Train an energy-based model and watch"
-    def __init__(self,
-        done:Callable|None=None   # Called with an `Exhibit` of the model at several moments of its training
-    ):
-        self.done,self.thread = done or (lambda exhibit: None),None
-        self.live = LiveTraining()
-        s,style = _slider,dict(button_width='auto')
-        self.controls = dict(
-            task=widgets.ToggleButtons(options=['add', 'multiply'], style=style),
-            num_steps=s(widgets.IntSlider, 'updates', 2000, 100, 5000, 100, 'd', 'Optimizer steps on 64 samples each'),
-            size_train=s(widgets.IntSlider, 'samples', 2000, 100, 10000, 100, 'd', 'Drawn from the training range'),
-            steps=s(widgets.IntSlider, 'inner steps K', 10, 1, 20, 1, 'd', 'Of each prediction'),
-            seed=s(widgets.IntSlider, 'seed', 0, 0, 9, 1, 'd', 'Of weights, batches and first guesses'))
-        self.train_button,self.stop_button = _button('train', 'Train'),_button('stop', 'Stop')
-        self.train_button.on_click(lambda _: self.start())
-        self.stop_button.on_click(lambda _: self.live.stop())
-        for name,c in self.controls.items(): _named(f'live-{name}', c)
-        self._lock(False)
-        self.live.words.value = "Press <b>Train</b>: the loss falls on the left, and the landscape of one question forms on the right. A trained model can then be watched thinking, as <b>yours</b>."
-        super().__init__([_beside([*self.controls.values(), widgets.HBox([self.train_button, self.stop_button])], self.live)])
-
-    def _lock(self, running):
-        "While a training runs, only Stop can be pressed"
-        for c in [*self.controls.values(), self.train_button]: c.disabled = running
-        self.stop_button.disabled = not running
-
-    def start(self):
-        "Train in a thread of its own"
-        self.live.stopped = False
-        self._lock(True)
-        self.thread = threading.Thread(target=self.train, daemon=True)
-        self.thread.start()
-
-    def train(self):
-        "Train, watch, and hand the model over"
-        c,kept = {n: w.value for n,w in self.controls.items()},{}
-        data = create_synthetic_data(c['task'], size_train=c['size_train'], vec_size=2)
-        x = torch.tensor([0.5, -0.6, 0.2, 0.8])
-        self.live.x,self.live.truth = x,get_task(c['task']).truth(x[None])[0]
-        every = -(-c['num_steps']//40)
-        def watch(model, history):
-            step = int(history['step'][-1])
-            if step//every % 4 == 0 or step == c['num_steps']: kept[step] = copy.deepcopy(model)
-            self.live(model, history)
-        try: train_energy_model(*data, n_optimization_steps=c['steps'], latent_dim=64, num_steps=c['num_steps'], seed=c['seed'], eval_every=every, compile=False, callback=watch, report=None, progress=False)
-        except (ValueError, ArithmeticError) as e: self.live.words.value = f"<b>The training ended early:</b> {html.escape(str(e))}"
-        finally: self._lock(False)
-        if kept: self.done(Exhibit(kept, {}, get_task(c['task']).truth, tuple(x.tolist())))
-
-# %% ../nbs/07_explorer.ipynb #96421bea
+# %% ../nbs/07_explorer.ipynb #39b36b0e
 LEGEND = """Light is <b>low energy</b>: an answer the model finds good. Each guess starts at an open circle and rolls downhill, step by step; ★ is the right answer.
 Training only ever saw numbers between −1 and 1. Drag one beyond, and see what becomes of the valley."""
 RIVAL = " ◇ is the answer of a feedforward network that saw the same data for as many updates."
@@ -542,5 +415,5 @@ class Explorer(widgets.VBox):
         self.playground = Playground(own or {t: shipped(t) for t in ('add', 'multiply')})
         intro = widgets.HTML(f"<div style='line-height:1.4'>{LEGEND}{RIVAL if self.playground.exhibit.rivals else ''}</div>", layout=dict(max_width='1200px'))
         if own: return super().__init__([intro, self.playground])
-        self.classroom = Classroom(lambda exhibit: self.playground.add('yours', exhibit))
+        self.classroom = Classroom(lambda task,models,rivals: self.playground.add('yours', Exhibit(models, rivals, get_task(task).truth, QUESTION)))
         super().__init__([widgets.Tab([widgets.VBox([intro, self.playground]), self.classroom], titles=['Watch it think', 'Watch it learn'])])
