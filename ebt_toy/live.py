@@ -6,7 +6,7 @@
 __all__ = ['QUESTION', 'stage', 'wipe', 'png', 'named', 'image', 'button', 'slider', 'beside', 'live_stage', 'draw_training',
            'LiveTraining', 'Classroom']
 
-# %% ../nbs/06a_live.ipynb #84a14404
+# %% ../nbs/06a_live.ipynb #38141cdd
 import copy, html, io, threading
 from typing import Callable
 
@@ -15,21 +15,22 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
+from .checkpoints import pretrained
 from .data import create_synthetic_data, get_task
 from .ebt import EBT, trace, train_energy_model
 from .ffn import train_feedforward
 from .plots import energy_line, energy_plane, plot_landscape, plot_profile
 from .training import History
 
-# %% ../nbs/06a_live.ipynb #45f28877
+# %% ../nbs/06a_live.ipynb #92466c10
 def stage(
 ) -> 'matplotlib.figure.Figure':   # With three axes: a large one left, two small ones right
     "An empty figure to draw on again and again"
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(9, 4.7), dpi=100)
+    fig = Figure(figsize=(7.5, 3.7), dpi=120)
     FigureCanvasAgg(fig)
-    grid = fig.add_gridspec(2, 2, width_ratios=(1.15, 1), left=0.07, right=0.985, bottom=0.11, top=0.9, wspace=0.24, hspace=0.32)
+    grid = fig.add_gridspec(2, 2, width_ratios=(1.15, 1), left=0.06, right=0.985, bottom=0.12, top=0.89, wspace=0.26, hspace=0.42)
     for cell in (grid[:, 0], grid[0, 1], grid[1, 1]): fig.add_subplot(cell)
     return fig
 
@@ -52,7 +53,7 @@ def png(
     imsave(out, np.asarray(fig.canvas.buffer_rgba()), format='png', pil_kwargs=dict(compress_level=1))
     return out.getvalue()
 
-# %% ../nbs/06a_live.ipynb #b60050ce
+# %% ../nbs/06a_live.ipynb #f07c3beb
 def named(
     name:str,  # E.g. 'train'
     widget     # Any widget
@@ -64,7 +65,7 @@ def image(
     name:str   # Of the image in the page
 ) -> widgets.Image:
     "A place for a picture that grows and shrinks with the page"
-    return named(name, widgets.Image(format='png', layout=dict(width='100%', max_width='900px', height='auto')))
+    return named(name, widgets.Image(format='png', layout=dict(width='100%', max_width='1150px', height='auto')))
 
 def button(
     name:str,     # Of the button in the page
@@ -86,26 +87,28 @@ def slider(
 ):               # A widget
     "A slider with its name in words"
     limits = dict(min=low, max=high, step=step)
-    return kind(value=value, description=text, readout_format=fmt, tooltip=tip, style=dict(description_width='8.2em'), layout=dict(width='100%', margin='0'), **limits)
+    return kind(value=value, description=text, readout_format=fmt, tooltip=tip, style=dict(description_width='7.4em'), layout=dict(width='100%', margin='0'), **limits)
 
 def beside(
-    controls,   # Widgets for a column at the left
-    *content    # Widgets for the rest
-) -> widgets.HBox:
-    "Controls in a column, what they control to the right of them"
-    left = widgets.VBox(controls, layout=dict(width='290px', min_width='270px', flex='0 0 auto'))
-    right = widgets.VBox(content, layout=dict(flex='1 1 0', min_width='0', max_width='920px', overflow='hidden'))
-    return widgets.HBox([left, right], layout=dict(width='100%', overflow='hidden'))
+    groups:list,   # Of controls, each a list of widgets
+    *content       # What they control
+) -> widgets.Box:
+    "Controls in a column at the left, or where that leaves too little room, in several columns on top"
+    boxes = [widgets.VBox(g, layout=dict(flex='1 1 280px', max_width='420px')) for g in groups]
+    wrap = dict(flex_flow='row wrap', align_content='flex-start', overflow='hidden')
+    left = widgets.Box(boxes, layout=dict(flex='1 1 310px', **wrap))
+    right = widgets.VBox(content, layout=dict(flex='100 1 560px', min_width='0', max_width='1150px', overflow='hidden'))
+    return widgets.Box([left, right], layout=dict(width='100%', **wrap))
 
-# %% ../nbs/06a_live.ipynb #01c734fc
+# %% ../nbs/06a_live.ipynb #7992ec50
 def live_stage(
 ) -> 'matplotlib.figure.Figure':   # With two axes: landscape, curves
     "An empty figure for a training"
     fig = stage()
     for ax in fig.axes[1:]: ax.remove()
-    grid = fig.add_gridspec(1, 2, width_ratios=(1, 1.15), left=0.08, right=0.985, bottom=0.11, top=0.9, wspace=0.24)
+    grid = fig.add_gridspec(1, 2, width_ratios=(1, 1.15), left=0.09, right=0.985, bottom=0.12, top=0.89, wspace=0.24)
     fig.axes[0].set_subplotspec(grid[1])
-    fig.add_subplot(grid[0])
+    fig.add_subplot(grid[0]).set(xlabel='updates', ylabel='loss', yscale='log', ylim=(1e-6, 10))
     return fig
 
 def _draw_energy(ax, model, x, truth):
@@ -120,19 +123,20 @@ def draw_training(
     history:History,          # Until now
     x=None,                   # A question, `(d_x,)`; None draws no landscape
     truth=None,               # Its answer, `(d_y,)`
-    others:dict|None=None     # Title -> history of another model, drawn dashed
+    others:dict|None=None,    # Title -> history of another model, drawn dashed
+    title=''                  # Of this model, where there are others
 ):                            # The figure
     "Loss curves until now, and the landscape as it is now"
     land,curves = fig.axes
     wipe(land), wipe(curves)
-    for title,h in (others or {}).items(): h.plot(curves, title=title, ls='--', lw=1.2)
-    if len(history): history.plot(curves, title='this model,' if others else '')
+    for name,h in (others or {}).items(): h.plot(curves, title=name, ls='--', lw=1.2)
+    if len(history): history.plot(curves, title=title)
     first = model[0] if isinstance(model, list) else model
     land.set_visible(x is not None and isinstance(first, EBT))
     if land.get_visible(): _draw_energy(land, first, x, truth)
     return fig
 
-# %% ../nbs/06a_live.ipynb #912f1b50
+# %% ../nbs/06a_live.ipynb #da242d19
 def _progress(history, stopped):
     "How far a training is, in words"
     row,total = history.rows()[-1],history.settings.get('num_steps', 0)
@@ -145,17 +149,18 @@ class LiveTraining(widgets.VBox):
     def __init__(self,
         x=None,                 # A question whose landscape is to be seen, `(d_x,)`; None shows curves alone
         truth=None,             # Its answer, `(d_y,)`
-        others:dict|None=None   # Title -> history of another model, to compare with
+        others:dict|None=None,  # Title -> history of another model, to compare with
+        title=''                # Of this model, where there are others
     ):
-        self.x,self.truth,self.others,self.stopped,self.stage = x,truth,others or {},False,live_stage()
+        self.x,self.truth,self.others,self.title,self.stopped,self.stage = x,truth,others or {},title,False,live_stage()
         self.picture,self.words = image('live-picture'),named('live-words', widgets.HTML())
         self.picture.value = png(self.stage)     # empty axes, until there is something to see
-        super().__init__([self.picture, self.words], layout=dict(max_width='920px'))
+        super().__init__([self.picture, self.words], layout=dict(max_width='1150px'))
 
     def __call__(self, model, history):
         "Draw what there is so far; is the training to go on?"
         stopped = self.stopped       # pressed from now on, Stop counts for the next evaluation
-        self.picture.value = png(draw_training(self.stage, model, history, self.x, self.truth, self.others))
+        self.picture.value = png(draw_training(self.stage, model, history, self.x, self.truth, self.others, self.title))
         self.words.value = _progress(history, stopped)
         return not stopped
 
@@ -164,7 +169,7 @@ class LiveTraining(widgets.VBox):
         self.stopped = True
         self.words.value = f"{self.words.value} <b>Stopping …</b>"
 
-# %% ../nbs/06a_live.ipynb #18d01214
+# %% ../nbs/06a_live.ipynb #ef23cabc
 QUESTION = (0.5, -0.6, 0.2, 0.8)   # Two operands of two numbers
 
 def _classroom_controls():
@@ -189,8 +194,18 @@ class Classroom(widgets.VBox):
         self.stop_button.on_click(lambda _: self.live.stop())
         for name,c in self.controls.items(): named(f'live-{name}', c)
         self.lock(False)
-        self.live.words.value = "Press <b>Train</b>: a feedforward network learns in a moment (dashed), then the energy-based model: its loss falls on the left, and the landscape of one question forms on the right. Afterwards watch it think, as <b>yours</b>."
-        super().__init__([beside([*self.controls.values(), widgets.HBox([self.train_button, self.stop_button])], self.live)])
+        self.ask('add')
+        self.live.picture.value = png(draw_training(self.live.stage, pretrained('add', step=0), History(), self.live.x, self.live.truth))
+        self.live.words.value = "This energy knows nothing yet. Press <b>Train</b>: first a feedforward network learns, in a moment (dashed), then the energy-based model. Its loss falls on the left, and on the right the landscape of one question takes shape."
+        c = list(self.controls.values())
+        super().__init__([beside([c[:1], c[1:4], c[4:], [widgets.HBox([self.train_button, self.stop_button])]], self.live)])
+
+    def ask(self,
+        task:str   # 'add' or 'multiply'
+    ):
+        "Choose the question that is watched"
+        self.live.x = torch.tensor(QUESTION)
+        self.live.truth,self.live.others = get_task(task).truth(self.live.x[None])[0],{}
 
     def lock(self,
         running:bool   # Is a training under way?
@@ -206,7 +221,7 @@ class Classroom(widgets.VBox):
         self.thread = threading.Thread(target=self.train, daemon=True)
         self.thread.start()
 
-# %% ../nbs/06a_live.ipynb #b2a55e21
+# %% ../nbs/06a_live.ipynb #0be2cf04
 @patch
 def teach(self:Classroom,
     train:Callable,   # `train_energy_model` or `train_feedforward`
@@ -226,12 +241,12 @@ def teach(self:Classroom,
 def train(self:Classroom):
     "Train both, and hand them over"
     task,live,models = self.controls['task'].value,self.live,{}
+    self.ask(task)
     data = create_synthetic_data(task, size_train=self.controls['size_train'].value, vec_size=2)
-    live.x = torch.tensor(QUESTION)
-    live.truth,live.others = get_task(task).truth(live.x[None])[0],{}
     try:
+        live.title = 'FFN,'
         rivals = self.teach(train_feedforward, data, activation='silu')
-        live.others = {'FFN,': rivals[max(rivals)].history}
+        live.title,live.others = 'EBT,',{'FFN,': rivals[max(rivals)].history}
         if not live.stopped: models = self.teach(train_energy_model, data, n_optimization_steps=self.controls['steps'].value)
     except (ValueError, ArithmeticError) as e: live.words.value = f"<b>The training ended early:</b> {html.escape(str(e))}"
     finally: self.lock(False)

@@ -84,7 +84,7 @@ def energy_plane(
     axis,energies = _cut(model, x, dims, limits, at, size)
     return Plane(axis, axis, energies)
 
-# %% ../nbs/06_plots.ipynb #98b4ffe5
+# %% ../nbs/06_plots.ipynb #f7eaf08c
 _SUB = str.maketrans('0123456789', '₀₁₂₃₄₅₆₇₈₉')
 
 def numbered(
@@ -120,7 +120,7 @@ def _draw_paths(ax, paths, best, color, size=3.5, **line):
     ax.plot(*_joined(paths).T, color=color, **dict(lw=0.8, alpha=0.8) | line)
     ax.plot(*paths[0].T, 'o', mfc='none', mec=color, ms=size, mew=0.8, label='first guess')
     ax.plot(*paths[-1].T, 'o', color=color, ms=size, label='last guess', zorder=3)
-    if best is not None: ax.plot(*paths[:, best].T, color='k', lw=1.6, label='lowest energy')
+    if best is not None: ax.plot(*paths[:, best].T, color='k', lw=1.6, label='ends lowest')
 
 def _draw_answers(ax, truth, answers, place):
     "The right answer and others, each where `place` has it"
@@ -168,12 +168,12 @@ def contour_levels(
     low,high = (finite.min(), finite.max()) if finite.size else (0., 1.)
     return low + max(high - low, 1e-9 + 1e-6*abs(low))*np.linspace(0, 1, n + 1)**2
 
-# %% ../nbs/06_plots.ipynb #909e254a
+# %% ../nbs/06_plots.ipynb #39921d9c
 def _draw_plane(ax, plane, dims, levels):
     "The landscape alone, with limits, labels and few ticks"
     heights = contour_levels(plane.energies, levels) if np.ndim(levels) == 0 else np.asarray(levels)
     field = np.ma.masked_invalid(plane.energies.T)
-    ax.contourf(plane.u, plane.v, field, heights, cmap='Greys', vmin=heights[0], vmax=1.6*heights[-1] - 0.6*heights[0])
+    ax.contourf(plane.u, plane.v, field, heights, extend='both', cmap='Greys', vmin=heights[0], vmax=1.6*heights[-1] - 0.6*heights[0])
     ax.contour(plane.u, plane.v, field, heights[1:-1], colors='0.45', linewidths=0.4, linestyles='solid')
     ax.set(xlim=plane.u[[0, -1]], ylim=plane.v[[0, -1]], aspect='equal',
            xlabel='answer ' + numbered('y', dims[0]), ylabel='answer ' + numbered('y', dims[1]))
