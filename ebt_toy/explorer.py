@@ -167,19 +167,19 @@ def look(
     relief = cut if model is last else _cut(last, x[0], view, limit, at)
     return Scene(cut, relief.energies, path, lost, moves, best, truth, rival, None if truth is None else (path.guesses - truth).pow(2).mean(-1), model.n_optimization_steps, met)
 
-# %% ../nbs/07_explorer.ipynb #16ff15e1
+# %% ../nbs/07_explorer.ipynb #bcb18ab8
 def _drawn(scene):
     "Guesses, but of paths that diverged only the first two: their leaps would hide the picture"
     guesses = scene.path.guesses.clone()
     guesses[2:, scene.lost] = torch.nan
     return guesses
 
-def _draw_energy(ax, scene, view, color):
+def _draw_energy(ax, scene, view, best, color):
     "The landscape or, where answers are single numbers, the profile"
     answers = {} if scene.rival is None else {'feedforward': scene.rival}
     heights = scene.cut.energies.min() + contour_levels(scene.relief - scene.relief.min())
-    if len(view.dims) > 1: return plot_landscape(scene.cut, _drawn(scene), scene.truth, answers, view.dims, scene.best, ax=ax, color=color, levels=heights)
-    plot_profile(scene.cut, Path(_drawn(scene), scene.path.energies), scene.truth, answers, *view.dims, scene.best, ax=ax, color=color)
+    if len(view.dims) > 1: return plot_landscape(scene.cut, _drawn(scene), scene.truth, answers, view.dims, best, ax=ax, color=color, levels=heights)
+    plot_profile(scene.cut, Path(_drawn(scene), scene.path.energies), scene.truth, answers, *view.dims, best, ax=ax, color=color)
 
 def _mark(ax, text, at, **how):
     "A word beside a line, readable over others"
@@ -194,9 +194,10 @@ def draw(
     for ax in fig.axes: wipe(ax)
     land,energy,error = fig.axes
     color = 'C0' if inside(view.x) else 'C1'
-    _draw_energy(land, scene, view, color)
-    plot_steps(scene.path.energies, energy, scene.trained, best=scene.best)
-    if scene.errors is not None: plot_steps(scene.errors, error, scene.trained, 'squared error', color, log=True, best=scene.best)
+    best = None if scene.lost[scene.best] else scene.best
+    _draw_energy(land, scene, view, best, color)
+    plot_steps(scene.path.energies, energy, scene.trained, best=best)
+    if scene.errors is not None: plot_steps(scene.errors, error, scene.trained, 'squared error', color, log=True, best=best)
     for ax in (energy, error): ax.set_xlim(0, max(scene.trained, view.steps))      # the same while a path grows
     if view.steps > scene.trained: _mark(energy, 'as trained', (scene.trained, 1), xycoords=('data', 'axes fraction'), xytext=(4, -10))
     if scene.rival is not None and scene.truth is not None:
@@ -205,7 +206,7 @@ def draw(
         _mark(error, 'feedforward', (1, level), xycoords=('axes fraction', 'data'), xytext=(-3, 4), ha='right')
     return fig
 
-# %% ../nbs/07_explorer.ipynb #3b702494
+# %% ../nbs/07_explorer.ipynb #dbadb8e0
 def input_names(
     d_x:int,   # Numbers in x
     d_y:int    # Numbers in y
@@ -216,9 +217,9 @@ def input_names(
 
 def _question(view, d_y):
     "Is this a question like those of training?"
-    if inside(view.x): return "This question lies <b style='color:#1f77b4'>inside the training range</b>: every number is between −1 and 1."
-    out = [f'{n} = {v:.2f}' for n,v in zip(input_names(len(view.x), d_y), view.x) if abs(v) > ID_LIMIT]
-    return f"This question lies <b style='color:#c65a00'>outside the training range</b>, where all numbers were between −1 and 1: {', '.join(out)}."
+    if inside(view.x): return "This question lies <b style='color:#1f77b4'>inside the training range</b>, from −1 to 1."
+    out = [f'{n} = {v:.2f}'.replace('-', '−') for n,v in zip(input_names(len(view.x), d_y), view.x) if abs(v) > ID_LIMIT]
+    return f"This question lies <b style='color:#c65a00'>outside the training range</b>, from −1 to 1: {', '.join(out)}."
 
 def _advice(view, shorter):
     "What would let the paths settle, of what is left"
@@ -231,7 +232,7 @@ def _state(scene, view):
     n,lost,moves,ends = len(scene.lost),int(scene.lost.sum()),scene.moves,scene.path.guesses[-1]
     last,leaps = moves[-1],scene.path.guesses.diff(dim=0)
     if lost: return f"<b>{lost} of {n} paths diverged</b>: with α = {view.step_size:.3g} each step leaps over the valley and far beyond. {_advice(view, True)}"
-    if not view.updates: return "<b>This model is untrained</b>: there is no valley yet, only a slope, and rolling down it leads nowhere. Move <i>updates trained</i> to the right."
+    if not view.updates: return "<b>This model is untrained</b>: there is no valley yet, only a slope, and rolling down it leads nowhere. Move <i>updates</i> to the right."
     if view.noise: return f"Noise of {view.noise:.2g} a step keeps the guesses moving: their last steps were up to {last.max():.2g} long."
     going = (last > SETTLED[0]*moves.amax(0)) | (last > SETTLED[1])
     back = going & ((leaps[-1]*leaps[-2]).sum(-1) < 0) if view.steps > 1 else going & False
@@ -243,21 +244,20 @@ def _choice(scene):
     "Did low energy pick a good answer?"
     if scene.errors is None or len(scene.lost) < 2 or scene.lost.all(): return ''
     end = scene.errors[-1]
-    return f"Lowest energy picked an answer with error {end[scene.best]:.1e}; the most accurate of the {len(end)} has {end.nan_to_num(math.inf).min():.1e}, their median {end.nanmedian():.1e}."
+    return f"Lowest energy picked an error of {end[scene.best]:.1e}; of the {len(end)} guesses the best has {end.nan_to_num(math.inf).min():.1e}, their median {end.nanmedian():.1e}."
 
 def _longer(scene, view):
     "Did more steps than in training help?"
     if scene.errors is None or view.steps <= scene.trained or scene.lost[scene.best]: return ''
     before,after = scene.errors[scene.trained, scene.best],scene.errors[-1, scene.best]
-    return f"After the {scene.trained} steps of training its error was {before:.1e}, after {view.steps} it is {after:.1e}."
+    return f"Thinking longer: its error was {before:.1e} after the {scene.trained} steps of training and is {after:.1e} after {view.steps}."
 
 def _contest(scene, view):
     "Who is better at such questions?"
     if scene.contest is None: return ''
-    one,two,share = scene.contest
-    return f"One question proves little. On 500 random ones {'from −1 to 1' if inside(view.x) else 'from −2 to 2'}, thinking as in training, the energy-based model has MSE {one:.1e} and the feedforward network {two:.1e}; the energy-based one is nearer to the truth in {share:.0%}."
+    return f"One question proves little. On 500 random ones {'from −1 to 1' if inside(view.x) else 'from −2 to 2'}, thinking as in training, the energy-based answer is nearer to the truth than the feedforward one in {scene.contest[2]:.0%}."
 
-# %% ../nbs/07_explorer.ipynb #683dd647
+# %% ../nbs/07_explorer.ipynb #679d38c4
 SIGNS = dict(add='+', multiply='×')     # Of tasks whose questions are two operands
 
 def _written(values, dims=None):
@@ -270,11 +270,12 @@ def _asked(exhibit, view, d_y):
     if exhibit.task not in SIGNS or len(view.x) != 2*d_y: return f"x = {_written(view.x, range(min(4, len(view.x))))}"
     return f" {SIGNS[exhibit.task]} ".join(_written(v, view.dims) for v in (view.x[:d_y], view.x[d_y:])) + ' = ?'
 
-def _row(name, y, scene, dims, lost=False):
+def _row(name, y, scene, dims, lost=False, mse=None):
     "A line of the table of answers"
     point = 'diverged' if lost else f"({', '.join(f'{y[d]:.3f}' for d in dims)})".replace('-', '−')
     error = '' if scene.truth is None or y is scene.truth or lost else f'{(y - scene.truth).pow(2).mean():.1e}'
-    return f"<tr><td style='padding-right:1em'>{name}</td><td style='padding-right:1em'>{point}</td><td>{error}</td></tr>"
+    cells = [name, point, error, '' if mse is None else f'{mse:.1e}']
+    return '<tr>' + ''.join(f"<td style='white-space:nowrap'>{c}</td>" for c in cells) + '</tr>'
 
 def describe(
     exhibit:Exhibit,   # What is on show
@@ -283,13 +284,14 @@ def describe(
 ) -> str:              # HTML: a table and some sentences
     "What is to be seen, in words"
     end,n = scene.path.guesses[-1],len(scene.lost)
-    name = f"{'answer' if n == 1 else 'answer of lowest energy'}, after {view.steps} step{'s'*(view.steps > 1)}"
-    rows = [('right answer', scene.truth), ('first guess (yours)', scene.path.guesses[0, 0]), (name, end[scene.best], scene.lost[scene.best]), ('answer of the feedforward network', scene.rival)]
-    head = f"<tr style='color:#555'><td><b style='color:#000'>{_asked(exhibit, view, len(end[0]))}</b></td><td>({', '.join(numbered('y', d) for d in view.dims)})</td><td>squared error</td></tr>"
-    table = head + ''.join(_row(n, y, scene, view.dims, *lost) for n,y,*lost in rows if y is not None)
+    name = f"{'energy-based' if n == 1 else 'lowest energy'}, {view.steps} step{'s'*(view.steps > 1)}"
+    one,two,_ = scene.contest or (None, None, None)
+    rows = [('right answer', scene.truth), ('your first guess', scene.path.guesses[0, 0]), (name, end[scene.best], scene.lost[scene.best], one), ('feedforward', scene.rival, False, two)]
+    heads = [f"<b style='color:#000'>{_asked(exhibit, view, len(end[0]))}</b>", f"({', '.join(numbered('y', d) for d in view.dims)})", 'squared error'] + ['MSE of 500']*bool(scene.contest)
+    table = f"<tr style='color:#555'>{''.join(f'<td>{h}</td>' for h in heads)}</tr>" + ''.join(_row(n, y, scene, view.dims, *rest) for n,y,*rest in rows if y is not None)
     lines = [_question(view, len(end[0])), _state(scene, view), _choice(scene), _longer(scene, view), _contest(scene, view)]
-    return f"""<div style='display:flex; flex-wrap:wrap; gap:0 1.5em; line-height:1.4'><table style='line-height:1.4; align-self:flex-start'>{table}</table>
-<div style='flex:1 1 380px'>{''.join(f"<div>{l}</div>" for l in lines if l)}</div></div>"""
+    return f"""<div style='display:flex; flex-wrap:wrap; gap:0 1em; line-height:1.4'><table style='line-height:1.4; align-self:flex-start; border-spacing:0.5em 0; border-collapse:separate'>{table}</table>
+<div style='flex:1 1 330px'>{''.join(f"<div>{l}</div>" for l in lines if l)}</div></div>"""
 
 # %% ../nbs/07_explorer.ipynb #931383f1
 def shown_inputs(
@@ -321,7 +323,7 @@ def descent_sliders(
         step_size=s(widgets.FloatLogSlider, 'step size α', view.step_size, -2, math.log10(LONGEST_STEP), 0.05, '.3g', 'How far each step goes, per unit of slope'),
         noise=s(F, 'noise σ', view.noise, 0., 0.5, 0.01, '.2f', 'Standard deviation of what is added after each step'))
 
-# %% ../nbs/07_explorer.ipynb #ec3943f3
+# %% ../nbs/07_explorer.ipynb #b5816ba5
 def _outside(exhibit, view):
     "A question beyond the training range"
     x,d_y = list(view.x),exhibit.models[view.updates].output_dim
@@ -350,12 +352,12 @@ def all_controls(
     exhibit = next(iter(exhibits.values()))
     d_y = exhibit.models[view.updates].output_dim
     made = dict(task=widgets.ToggleButtons(options=list(exhibits), style=dict(button_width='auto'), tooltips=['The rule to be learned']*len(exhibits)),
-                updates=widgets.SelectionSlider(options=_updates(exhibit), value=view.updates, description='updates trained', style=dict(description_width='7.4em'), layout=dict(width='100%', margin='0')),
-                roll=widgets.Play(min=1, max=view.steps, value=view.steps, interval=300, show_repeat=False, tooltip='Watch the guesses roll, step by step'))
+                updates=widgets.SelectionSlider(options=_updates(exhibit), value=view.updates, description='updates', style=dict(description_width='7.4em'), layout=dict(width='100%', margin='0')),
+                roll=widgets.Play(min=1, max=view.steps, value=view.steps, interval=300, show_repeat=False, layout=dict(width='90px')))
     if d_y > 2: made |= {f'dim{k}': _menu(text, [(numbered('y', i), i) for i in range(d_y)], k) for k,text in enumerate(('across', 'upwards'))}
     return made | input_sliders(exhibit, view) | descent_sliders(view)
 
-# %% ../nbs/07_explorer.ipynb #1aeabb18
+# %% ../nbs/07_explorer.ipynb #80f9c199
 class Playground(widgets.VBox):
     "Exhibits to play with: controls, picture and words"
     def __init__(self,
@@ -379,8 +381,9 @@ class Playground(widgets.VBox):
     def _groups(self):
         "The controls in the order of reading, with headings"
         pick = lambda *names: [self.controls[n] for n in names if n in self.controls]
+        rolling = widgets.HBox([widgets.HTML("<div style='text-align:right'>step by step</div>", layout=dict(width='7.9em')), *pick('roll')])
         return [[_heading('Task'), *pick('task')], [_heading('Question x (in training −1 to 1)'), *pick('dim0', 'dim1', 'x0', 'x1', 'x2', 'x3')],
-                [_heading('First guesses'), *pick('start0', 'start1', 'starts')], [_heading('Descent'), *pick('steps', 'roll', 'step_size', 'noise')], [_heading('Training'), *pick('updates')]]
+                [_heading('First guesses'), *pick('start0', 'start1', 'starts')], [_heading('Descent'), *pick('steps'), rolling, *pick('step_size', 'noise')], [_heading('Training'), *pick('updates')]]
 
     def _buttons(self):
         "Things to try, and the way back"

@@ -6,7 +6,7 @@
 __all__ = ['QUESTION', 'stage', 'wipe', 'png', 'named', 'image', 'button', 'slider', 'beside', 'live_stage', 'draw_training',
            'LiveTraining', 'Classroom']
 
-# %% ../nbs/06a_live.ipynb #38141cdd
+# %% ../nbs/06a_live.ipynb #ce4a549d
 import copy, html, io, threading
 from typing import Callable
 
@@ -19,16 +19,16 @@ from .checkpoints import pretrained
 from .data import create_synthetic_data, get_task
 from .ebt import EBT, trace, train_energy_model
 from .ffn import train_feedforward
-from .plots import energy_line, energy_plane, plot_landscape, plot_profile
+from .plots import contour_levels, energy_line, energy_plane, plot_landscape, plot_profile
 from .training import History
 
-# %% ../nbs/06a_live.ipynb #92466c10
+# %% ../nbs/06a_live.ipynb #3dadb5e1
 def stage(
 ) -> 'matplotlib.figure.Figure':   # With three axes: a large one left, two small ones right
     "An empty figure to draw on again and again"
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(7.5, 3.7), dpi=120)
+    fig = Figure(figsize=(7.5, 3.55), dpi=130)
     FigureCanvasAgg(fig)
     grid = fig.add_gridspec(2, 2, width_ratios=(1.15, 1), left=0.06, right=0.985, bottom=0.12, top=0.89, wspace=0.26, hspace=0.42)
     for cell in (grid[:, 0], grid[0, 1], grid[1, 1]): fig.add_subplot(cell)
@@ -53,7 +53,7 @@ def png(
     imsave(out, np.asarray(fig.canvas.buffer_rgba()), format='png', pil_kwargs=dict(compress_level=1))
     return out.getvalue()
 
-# %% ../nbs/06a_live.ipynb #f07c3beb
+# %% ../nbs/06a_live.ipynb #c3cefa18
 def named(
     name:str,  # E.g. 'train'
     widget     # Any widget
@@ -65,7 +65,7 @@ def image(
     name:str   # Of the image in the page
 ) -> widgets.Image:
     "A place for a picture that grows and shrinks with the page"
-    return named(name, widgets.Image(format='png', layout=dict(width='100%', max_width='1150px', height='auto')))
+    return named(name, widgets.Image(format='png', layout=dict(width='100%', max_width='1250px', height='auto')))
 
 def button(
     name:str,     # Of the button in the page
@@ -96,11 +96,11 @@ def beside(
     "Controls in a column at the left, or where that leaves too little room, in several columns on top"
     boxes = [widgets.VBox(g, layout=dict(flex='1 1 280px', max_width='420px')) for g in groups]
     wrap = dict(flex_flow='row wrap', align_content='flex-start', overflow='hidden')
-    left = widgets.Box(boxes, layout=dict(flex='1 1 310px', **wrap))
-    right = widgets.VBox(content, layout=dict(flex='100 1 560px', min_width='0', max_width='1150px', overflow='hidden'))
+    left = widgets.Box(boxes, layout=dict(flex='1 1 300px', **wrap))
+    right = widgets.VBox(content, layout=dict(flex='100 1 440px', min_width='0', max_width='1250px', overflow='hidden'))
     return widgets.Box([left, right], layout=dict(width='100%', **wrap))
 
-# %% ../nbs/06a_live.ipynb #7992ec50
+# %% ../nbs/06a_live.ipynb #916b7c27
 def live_stage(
 ) -> 'matplotlib.figure.Figure':   # With two axes: landscape, curves
     "An empty figure for a training"
@@ -112,10 +112,12 @@ def live_stage(
     return fig
 
 def _draw_energy(ax, model, x, truth):
-    "What a model makes of one question"
+    "What a model makes of one question; contours stand at the same heights, above the lowest point, throughout a training"
     path = trace(model, x.expand(8, -1))
-    if model.output_dim == 1: plot_profile(energy_line(model, x), path, truth, ax=ax)
-    else: plot_landscape(energy_plane(model, x), path.guesses, truth, ax=ax)
+    if model.output_dim == 1: return plot_profile(energy_line(model, x), path, truth, ax=ax)
+    plane = energy_plane(model, x)
+    heights = contour_levels(np.array([0, 4.5/model.step_size]))     # those of y²/2α out to 3: a bowl that one step descends
+    plot_landscape(plane, path.guesses, truth, ax=ax, levels=plane.energies.min() + heights)
 
 def draw_training(
     fig,                      # From `live_stage`
@@ -136,7 +138,7 @@ def draw_training(
     if land.get_visible(): _draw_energy(land, first, x, truth)
     return fig
 
-# %% ../nbs/06a_live.ipynb #da242d19
+# %% ../nbs/06a_live.ipynb #a7d56ca7
 def _progress(history, stopped):
     "How far a training is, in words"
     row,total = history.rows()[-1],history.settings.get('num_steps', 0)
@@ -155,7 +157,7 @@ class LiveTraining(widgets.VBox):
         self.x,self.truth,self.others,self.title,self.stopped,self.stage = x,truth,others or {},title,False,live_stage()
         self.picture,self.words = image('live-picture'),named('live-words', widgets.HTML())
         self.picture.value = png(self.stage)     # empty axes, until there is something to see
-        super().__init__([self.picture, self.words], layout=dict(max_width='1150px'))
+        super().__init__([self.picture, self.words], layout=dict(max_width='1250px'))
 
     def __call__(self, model, history):
         "Draw what there is so far; is the training to go on?"

@@ -15,13 +15,23 @@ from typing import Iterator
 
 from fastcore.script import anno_parser
 
-# %% ../nbs/07a_serve.ipynb #e715a848
+# %% ../nbs/07a_serve.ipynb #84e0f05b
 _TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {%- block notebook_css -%}
 {% import 'spinner.macro.html.j2' as spinner %}
 {{ resources.include_js('static/voila-style.js') }}
 {{ spinner.css() }}
 <style>.jp-mod-noOutputs.jp-mod-noInput { display: none; }</style>
+<script>
+const watch = setInterval(() => fetch(location.origin + '/voila/static/voila.js', {method: 'HEAD', cache: 'no-store'}).catch(() => {
+  clearInterval(watch)
+  const note = document.createElement('div')
+  note.className = 'ebt-ended'
+  note.textContent = 'The explorer has ended. Start “ebt_toy explore” again, and reload this page.'
+  note.style = 'position: fixed; inset: 0 0 auto 0; z-index: 9999; padding: 0.7em; background: #c65a00; color: white; font: bold 15px sans-serif; text-align: center'
+  document.body.append(note)
+}), 2000)
+</script>
 {{ super.super() }}
 {%- endblock notebook_css -%}"""
 
@@ -102,7 +112,7 @@ def served(
         yield lambda: _watch(process, log, lambda: False)
     finally: _end(process)
 
-# %% ../nbs/07a_serve.ipynb #13f417c2
+# %% ../nbs/07a_serve.ipynb #6f8fbad0
 _BOOT = """import os, shutil, signal, sys, threading, time
 def watch():
     os.read(0, 1)
@@ -121,7 +131,7 @@ def _voila(notebook, port):
     "Command and environment of the server"
     folder = notebook.parent
     paths = dict(JUPYTER_PATH=[str(folder/'jupyter'), os.environ.get('JUPYTER_PATH')], PYTHONPATH=map(os.path.abspath, sys.path))
-    args = [str(notebook), f'--port={port}', '--Voila.port_retries=0', f'--Voila.ip={_HOST}', f'--Voila.connection_dir_root={folder}', '--no-browser', '--template=ebt_toy']
+    args = [str(notebook), f'--port={port}', '--Voila.port_retries=0', f'--Voila.ip={_HOST}', f'--Voila.connection_dir_root={folder}', '--MappingKernelManager.cull_idle_timeout=60', '--MappingKernelManager.cull_interval=15', '--no-browser', '--template=ebt_toy']
     return [sys.executable, '-c', _BOOT, *args],os.environ | {k: os.pathsep.join(filter(None, v)) for k,v in paths.items()}
 
 # %% ../nbs/07a_serve.ipynb #a2dbabde
