@@ -1,5 +1,5 @@
 "The explorer as its users meet it: in JupyterLab and as a page (`ebt_toy explore`), in a real Chromium at 1280×800, by keyboard and mouse."
-import json, os, re, shutil, signal, subprocess, sys, time
+import json, os, re, shutil, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def opened(browser, link):
     "A page that may talk to this machine only; at the end nothing may have gone wrong in it"
     page,errors,outside = browser.new_page(viewport=dict(width=1280, height=800)),[],[]
     page.set_default_timeout(60_000)
-    page.on('console', lambda m: errors.append(m.text) if m.type == 'error' and not HARMLESS.search(m.text + str(m.location)) else None)
+    page.on('console', lambda m: errors.append(f'{m.text} {m.location}') if m.type == 'error' and not HARMLESS.search(m.text + str(m.location)) else None)
     page.on('pageerror', lambda e: errors.append(str(e)) if not HARMLESS.search(str(e)) else None)
     def route(r):
         if re.match(r'(http|ws)://(127\.0\.0\.1|localhost)[:/]|data:|blob:', r.request.url): return r.continue_()
@@ -58,27 +58,34 @@ def opened(browser, link):
     page.close()
     assert not errors and not outside, (errors, outside)
 
+@contextmanager
+def exploring(home):
+    "The command `ebt_toy explore` and its link"
+    process = subprocess.Popen([sys.executable, '-m', 'ebt_toy', 'explore', '--port', '0'], env=home, stdout=subprocess.PIPE, text=True)
+    try: yield process,re.search(r'http://\S+', process.stdout.readline())[0]
+    finally:
+        process.terminate()
+        try: process.wait(30)
+        except subprocess.TimeoutExpired: process.kill()
+
 @pytest.fixture(scope='module')
 def voila(browser, home, shots):
     "The page of `ebt_toy explore`"
-    process = subprocess.Popen([sys.executable, '-m', 'ebt_toy', 'explore', '--port', '0'], env=home, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        link = re.search(r'http://\S+', process.stdout.readline())[0]
-        with opened(browser, link) as page: yield ready(page)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try: process.wait(30)
-        except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL)
+    with exploring(home) as (_,link), opened(browser, link) as page: yield ready(page)
 
 @pytest.fixture(scope='module')
 def lab(browser, home, shots, tmp_path_factory):
     "JupyterLab with the notebook of the explorer, all cells run"
     folder,port = tmp_path_factory.mktemp('lab'),choose_port(0)
     shutil.copy(notebook, folder)
+    shutil.copytree(notebook.parent/'images', folder/'images')
     args = [sys.executable, '-m', 'jupyterlab', '--no-browser', f'--port={port}', '--ip=127.0.0.1', '--IdentityProvider.token=', '--LabApp.expose_app_in_browser=True', '--allow-root', f'--ServerApp.root_dir={folder}']
     with served(args, port, folder, home), opened(browser, f'http://127.0.0.1:{port}/lab/tree/07_explorer.ipynb') as page:
         page.wait_for_function("""() => { const w = window.jupyterapp?.shell.currentWidget; return w?.sessionContext?.session?.kernel?.status == 'idle' }""")
-        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")      # resolves when all have run, at the last cell
+        page.evaluate("""() => { const notebook = window.jupyterapp.shell.currentWidget.content
+            notebook.activeCellIndex = notebook.widgets.findIndex(c => c.model.sharedModel.getSource().endsWith('Explorer()'))
+            return notebook.scrollToItem(notebook.activeCellIndex, 'start') }""")
         yield ready(page)
 
 def ready(page):
@@ -166,12 +173,17 @@ def test_task_and_examples(voila, shots):
     until(voila, lambda picture,words: picture != first[0] and '(0.100, −0.480)' in words)     # 0.5·0.2 and −0.6·0.8
     control(voila, 'task').get_by_text('add').click()
     until(voila, lambda picture,words: [picture, words] == first[:2])
-    says = ['outside the training range', '8 of 8 paths diverged', 'after 60 steps', 'still on their way']
-    for i,text in enumerate(says):
+    for i,text in enumerate(['outside the training range', 'Thinking longer', 'zigzag', 'untrained']):
         control(voila, f'example{i}').click()
-        seen,_ = until(voila, lambda picture,words: text in words)
-        assert seen[0] != first[0]
+        until(voila, lambda picture,words: picture != first[0] and text in words)
         voila.screenshot(path=shots/f'voila_example{i}.png')
+        control(voila, 'reset').click()
+        until(voila, lambda picture,words: [picture, words] == first[:2])
+    for i in (0, 1): control(voila, f'example{i}').click()         # one keeps what the other has changed
+    until(voila, lambda picture,words: 'outside the training range' in words and 'Thinking longer' in words)
+    press(voila, 'step_size', 'End')
+    until(voila, lambda picture,words: '8 of 8 paths diverged' in words)
+    voila.screenshot(path=shots/'voila_diverged.png')
     control(voila, 'reset').click()
     until(voila, lambda picture,words: [picture, words] == first[:2])
     no_errors(voila)
@@ -183,6 +195,19 @@ def test_dragging_an_operand_out_of_the_range(voila):
     until(voila, lambda picture,words: 'outside the training range' in words and 'a₁ = 1.10' in words)
     control(voila, 'reset').click()
     until(voila, lambda picture,words: 'inside the training range' in words)
+
+def test_guesses_roll_step_by_step(voila):
+    control(voila, 'reset').click()
+    first,_ = until(voila, lambda picture,words: 'lowest energy, 10 steps' in words)
+    control(voila, 'roll').get_by_role('button').first.click()
+    seen = []
+    def watch(picture, words):
+        seen.append(int(re.search(r'(?:lowest energy), (\d+) step', words)[1]))
+        return seen[-1] == 10 and len(set(seen)) > 5
+    until(voila, watch)
+    moves = [k for i,k in enumerate(seen) if i == 0 or k != seen[i - 1]]
+    assert moves[0] == 10 and moves[1:] == sorted(moves[1:]), moves
+    until(voila, lambda picture,words: [picture, words] == first[:2])
 
 def test_training_can_be_watched_and_stopped(voila, shots):
     voila.get_by_text('Watch it learn', exact=True).click()
@@ -198,8 +223,19 @@ def test_training_can_be_watched_and_stopped(voila, shots):
     control(voila, 'train').click()
     until(voila, lambda picture,words: ': trained.' not in words and 'Update' in words, 'live-')
     control(voila, 'stop').click()
+    until(voila, lambda picture,words: ': stopped.' in words, 'live-')
     voila.wait_for_function("() => ![...document.querySelectorAll('.ebt-train')].at(-1).disabled")
-    assert ': trained.' not in look(voila, 'live-')[1]
-    voila.get_by_text('Watch it think', exact=True).click()
-    control(voila, 'task').get_by_text('yours').wait_for()
+    voila.get_by_text('Watch it think', exact=True).first.click()
+    control(voila, 'task').get_by_text('yours: add').wait_for()
+    until(voila, lambda picture,words: 'feedforward' in words)
+    voila.screenshot(path=shots/'voila_yours.png')
     no_errors(voila)
+
+def test_page_tells_that_its_server_is_gone(browser, home):
+    page = browser.new_page()
+    with exploring(home) as (process,link):
+        page.goto(link, wait_until='domcontentloaded')
+        ready(page)
+        assert page.locator('.ebt-ended').count() == 0
+    page.locator('.ebt-ended').get_by_text('The explorer has ended').wait_for()
+    page.close()
