@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from ebt_toy.data import generator
-from ebt_toy.listops import OPERATORS, VOCAB, ListOpsError, Tree, evaluate, grow, parse, random_numbers, render
+from ebt_toy.listops import VOCAB, ListOpsError, Tree, evaluate, grow, parse, random_numbers, render
 
 TOKENS = VOCAB[1:]
 def profile(n): return settings(max_examples=n, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
