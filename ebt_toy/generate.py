@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NODES', 'PIECE', 'TOKENS_PER_UNIT', 'Forest', 'forest_of', 'concat', 'node_depths', 'forest_values', 'labels',
            'token_ids', 'texts', 'pad', 'unpad', 'forest_of_ids', 'Limits', 'Level', 'numpy_generator', 'draw_forest',
-           'digests', 'distinct', 'stream', 'ood_limits', 'listops_test_kind', 'listops_data']
+           'digests', 'progress_bar', 'distinct', 'stream', 'ood_limits', 'listops_test_kind', 'listops_data']
 
 # %% ../nbs/01b_generate.ipynb #7f17aa2c
 import sys
@@ -453,7 +453,16 @@ def _new_portions(n, size, rng, seen, limits):
     most = len(seen) + n
     return _portions(_blocks(rng, limits, lambda forest: _unseen(forest, seen, most)), n, size, limits, seen)
 
-# %% ../nbs/01b_generate.ipynb #3ac3c67a
+# %% ../nbs/01b_generate.ipynb #961e3f64
+def progress_bar(
+    total:int,      # Of how many
+    unit:str,       # Of what
+    show:bool=True  # Whether one is wanted
+) -> tqdm:          # A context manager with `update`
+    "A bar where someone can watch it: in a terminal or in a notebook"
+    watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
+    return tqdm(total=total, disable=not (show and watched), leave=False, unit=f' {unit}')
+
 def distinct(
     n:int,                     # How many
     rng:np.random.Generator,   # Source of randomness, e.g. `numpy_generator(seed)`
@@ -473,9 +482,9 @@ def stream(
     **limits              # Fields of `Limits`
 ) -> Iterator[Forest]:    # Portions of `chunk` expressions, the last one smaller
     "Any number of distinct expressions in bounded memory; raises `ValueError` when no more turn up"
-    seen,watched = set() if seen is None else seen,progress and (sys.stderr.isatty() or 'ipykernel' in sys.modules)
+    seen = set() if seen is None else seen
     portions = _new_portions(check_count('n', n), check_count('chunk', chunk), numpy_generator(seed, part), seen, Limits(**limits))
-    with tqdm(total=n, disable=not watched, leave=False, unit=' expressions') as bar:
+    with progress_bar(n, 'expressions', progress) as bar:
         for forest in portions:
             yield forest
             bar.update(len(forest))

@@ -53,7 +53,7 @@ def png(
     imsave(out, np.asarray(fig.canvas.buffer_rgba()), format='png', pil_kwargs=dict(compress_level=1))
     return out.getvalue()
 
-# %% ../nbs/06a_live.ipynb #c3cefa18
+# %% ../nbs/06a_live.ipynb #07273127
 def named(
     name:str,  # E.g. 'train'
     widget     # Any widget
@@ -63,18 +63,19 @@ def named(
 
 def image(
     name:str   # Of the image in the page
-) -> widgets.Image:
+) -> widgets.Image:   # For PNG pictures
     "A place for a picture that grows and shrinks with the page"
     return named(name, widgets.Image(format='png', layout=dict(width='100%', max_width='1250px', height='auto')))
 
 def button(
     name:str,     # Of the button in the page
     text:str,     # What it says
-    tip:str='',   # What it says when the mouse rests on it
-) -> widgets.Button:
+    tip:str=''    # What it says when the mouse rests on it
+) -> widgets.Button:  # Without anything to do yet
     "A button as wide as its text"
     return named(name, widgets.Button(description=text, tooltip=tip, layout=dict(width='auto')))
 
+# %% ../nbs/06a_live.ipynb #bbff0425
 def slider(
     kind,        # Class of the widget
     text:str,    # In words, with the symbol
@@ -92,7 +93,7 @@ def slider(
 def beside(
     groups:list,   # Of controls, each a list of widgets
     *content       # What they control
-) -> widgets.Box:
+) -> widgets.Box:   # As wide as the page
     "Controls in a column at the left, or where that leaves too little room, in several columns on top"
     boxes = [widgets.VBox(g, layout=dict(flex='1 1 280px', max_width='420px')) for g in groups]
     wrap = dict(flex_flow='row wrap', align_content='flex-start', overflow='hidden')
@@ -171,7 +172,7 @@ class LiveTraining(widgets.VBox):
         self.stopped = True
         self.words.value = f"{self.words.value} <b>Stopping …</b>"
 
-# %% ../nbs/06a_live.ipynb #ef23cabc
+# %% ../nbs/06a_live.ipynb #94fe9331
 QUESTION = (0.5, -0.6, 0.2, 0.8)   # Two operands of two numbers
 
 def _classroom_controls():
@@ -184,6 +185,7 @@ def _classroom_controls():
         steps=slider(I, 'inner steps K', 10, 1, 20, 1, 'd', 'Of each prediction'),
         seed=slider(I, 'seed', 0, 0, 9, 1, 'd', 'Of weights, batches and first guesses'))
 
+# %% ../nbs/06a_live.ipynb #6f5a5e33
 class Classroom(widgets.VBox):
     "Train a feedforward network and an energy-based model on the same data, and watch"
     def __init__(self,
@@ -209,19 +211,22 @@ class Classroom(widgets.VBox):
         self.live.x = torch.tensor(QUESTION)
         self.live.truth,self.live.others = get_task(task).truth(self.live.x[None])[0],{}
 
-    def lock(self,
-        running:bool   # Is a training under way?
-    ):
-        "While a training runs, only Stop can be pressed"
-        for c in [*self.controls.values(), self.train_button]: c.disabled = running
-        self.stop_button.disabled = not running
+# %% ../nbs/06a_live.ipynb #7a6226d3
+@patch
+def lock(self:Classroom,
+    running:bool   # Is a training under way?
+):
+    "While a training runs, only Stop can be pressed"
+    for c in [*self.controls.values(), self.train_button]: c.disabled = running
+    self.stop_button.disabled = not running
 
-    def start(self):
-        "Train in a thread of its own"
-        self.live.stopped = False
-        self.lock(True)
-        self.thread = threading.Thread(target=self.train, daemon=True)
-        self.thread.start()
+@patch
+def start(self:Classroom):
+    "Train in a thread of its own"
+    self.live.stopped = False
+    self.lock(True)
+    self.thread = threading.Thread(target=self.train, daemon=True)
+    self.thread.start()
 
 # %% ../nbs/06a_live.ipynb #0be2cf04
 @patch

@@ -7,8 +7,8 @@ __all__ = ['TOKENS_AT_ONCE', 'COLORS', 'SMALL_WORK', 'count_updates', 'describe_
            'evaluate', 'format_number', 'format_row', 'DivergedError', 'check_splits', 'free_memory', 'seeds_at_once',
            'merge_histories', 'fit', 'train_models', 'baselines']
 
-# %% ../nbs/02_training.ipynb #23473875
-import os, sys, time
+# %% ../nbs/02_training.ipynb #5912accf
+import os, time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from .data import Scoring, SyntheticData, check_count, check_dataset, check_known, check_positive, generator, regression, scoring_for
 from .engine import choose_compile, count_params, draw_noise, length_groups, prepared, row_lengths, update_work, updates, why_not_stacked
+from .generate import progress_bar
 
 # %% ../nbs/02_training.ipynb #79d6d2ba
 def count_updates(
@@ -250,18 +251,13 @@ def seeds_at_once(
     if groups > n: raise ValueError(f"seeds: expected models that fit into half of the free memory ({free/2**30:.3g} GiB free), got one that takes {bytes_a_seed/2**30:.3g} GiB")
     return -(-n//groups)
 
-# %% ../nbs/02_training.ipynb #b0e5ece8
-def _bar(total, show):
-    "A progress bar, where someone can watch it"
-    watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
-    return tqdm(total=total, disable=not (show and watched), leave=False, unit=' updates')
-
+# %% ../nbs/02_training.ipynb #279ea83a
 def _run(models, splits, history, scoring, seeds, many, report, callback, progress):
     "Train a group of models side by side and fill their history"
     s,(x,y),n_val = history.settings,splits['train'],len(splits['val'][0])
     watch = partial(_watch, models, splits | dict(train=(x[:n_val], y[:n_val])), scoring, history, report, callback, many)
     stream = updates(models, x, y, s['batch_size'], s['lr'], scoring.loss, seeds, s['compile'])
-    with _timed(history), _threads_for(len(models)*_work(models[0], x, s['batch_size'])), closing(stream), _bar(s['num_steps'], progress) as bar:
+    with _timed(history), _threads_for(len(models)*_work(models[0], x, s['batch_size'])), closing(stream), progress_bar(s['num_steps'], 'updates', progress) as bar:
         for step in range(s['num_steps'] + 1):
             if step: next(stream), bar.update()
             if (step % s['eval_every'] == 0 or step == s['num_steps']) and not watch(step) and step < s['num_steps']:
