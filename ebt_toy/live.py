@@ -22,7 +22,7 @@ from .ffn import train_feedforward
 from .plots import contour_levels, energy_line, energy_plane, plot_landscape, plot_profile
 from .training import History
 
-# %% ../nbs/06a_live.ipynb #3dadb5e1
+# %% ../nbs/06a_live.ipynb #4b04372a
 def stage(
 ) -> 'matplotlib.figure.Figure':   # With three axes: a large one left, two small ones right
     "An empty figure to draw on again and again"
@@ -30,7 +30,7 @@ def stage(
     from matplotlib.figure import Figure
     fig = Figure(figsize=(7.5, 3.55), dpi=130)
     FigureCanvasAgg(fig)
-    grid = fig.add_gridspec(2, 2, width_ratios=(1.15, 1), left=0.06, right=0.985, bottom=0.12, top=0.89, wspace=0.26, hspace=0.42)
+    grid = fig.add_gridspec(2, 2, width_ratios=(1.15, 1), left=0.085, right=0.985, bottom=0.12, top=0.89, wspace=0.26, hspace=0.42)
     for cell in (grid[:, 0], grid[0, 1], grid[1, 1]): fig.add_subplot(cell)
     return fig
 
@@ -75,7 +75,7 @@ def button(
     "A button as wide as its text"
     return named(name, widgets.Button(description=text, tooltip=tip, layout=dict(width='auto')))
 
-# %% ../nbs/06a_live.ipynb #bbff0425
+# %% ../nbs/06a_live.ipynb #9ddc5540
 def slider(
     kind,        # Class of the widget
     text:str,    # In words, with the symbol
@@ -95,7 +95,7 @@ def beside(
     *content       # What they control
 ) -> widgets.Box:   # As wide as the page
     "Controls in a column at the left, or where that leaves too little room, in several columns on top"
-    boxes = [widgets.VBox(g, layout=dict(flex='1 1 280px', max_width='420px')) for g in groups]
+    boxes = [widgets.VBox(g, layout=dict(flex='1 1 280px', max_width='420px', overflow='hidden')) for g in groups]
     wrap = dict(flex_flow='row wrap', align_content='flex-start', overflow='hidden')
     left = widgets.Box(boxes, layout=dict(flex='1 1 300px', **wrap))
     right = widgets.VBox(content, layout=dict(flex='100 1 440px', min_width='0', max_width='1250px', overflow='hidden'))
@@ -139,13 +139,13 @@ def draw_training(
     if land.get_visible(): _draw_energy(land, first, x, truth)
     return fig
 
-# %% ../nbs/06a_live.ipynb #a7d56ca7
-def _progress(history, stopped):
+# %% ../nbs/06a_live.ipynb #4409eec2
+def _progress(history, stopped, who=''):
     "How far a training is, in words"
     row,total = history.rows()[-1],history.settings.get('num_steps', 0)
     number = lambda v: f'{np.median(v):.2e}'
     state = ': trained.' if row['step'] == total else ': stopped.' if stopped else '.'
-    return f"<b>Update {row['step']:,} of {total:,}{state}</b> Loss inside the training range {number(row['val_loss'])}, outside {number(row['test_loss'])}."
+    return f"{who}<b>Update {row['step']:,} of {total:,}{state}</b> Loss inside the training range {number(row['val_loss'])}, outside {number(row['test_loss'])}."
 
 class LiveTraining(widgets.VBox):
     "Curves that grow while a model trains: give it to `fit` as `callback`"
@@ -158,14 +158,21 @@ class LiveTraining(widgets.VBox):
         self.x,self.truth,self.others,self.title,self.stopped,self.stage = x,truth,others or {},title,False,live_stage()
         self.picture,self.words = image('live-picture'),named('live-words', widgets.HTML())
         self.picture.value = png(self.stage)     # empty axes, until there is something to see
-        super().__init__([self.picture, self.words], layout=dict(max_width='1250px'))
+        super().__init__([self.picture, self.words], layout=dict(max_width='1250px', overflow='hidden'))
 
     def __call__(self, model, history):
         "Draw what there is so far; is the training to go on?"
         stopped = self.stopped       # pressed from now on, Stop counts for the next evaluation
-        self.picture.value = png(draw_training(self.stage, model, history, self.x, self.truth, self.others, self.title))
+        self.paint(model, history)
         self.words.value = _progress(history, stopped)
         return not stopped
+
+    def paint(self,
+        model,            # As it is now
+        history:History   # Until now
+    ):
+        "Draw what there is so far"
+        self.picture.value = png(draw_training(self.stage, model, history, self.x, self.truth, self.others, self.title))
 
     def stop(self):
         "End the training at its next evaluation"
@@ -185,22 +192,23 @@ def _classroom_controls():
         steps=slider(I, 'inner steps K', 10, 1, 20, 1, 'd', 'Of each prediction'),
         seed=slider(I, 'seed', 0, 0, 9, 1, 'd', 'Of weights, batches and first guesses'))
 
-# %% ../nbs/06a_live.ipynb #6f5a5e33
+# %% ../nbs/06a_live.ipynb #906b2aa3
 class Classroom(widgets.VBox):
     "Train a feedforward network and an energy-based model on the same data, and watch"
     def __init__(self,
         done:Callable|None=None   # Called with `(task, models, rivals)`: each updates -> model, at several moments of training
     ):
         self.done,self.thread = done or (lambda *trained: None),None
-        self.live,self.controls = LiveTraining(),_classroom_controls()
+        self.live,self.controls = LiveTraining(title='EBT,'),_classroom_controls()
         self.train_button,self.stop_button = button('train', 'Train', 'Both models, on the same data'),button('stop', 'Stop', 'At the next evaluation')
         self.train_button.on_click(lambda _: self.start())
         self.stop_button.on_click(lambda _: self.live.stop())
         for name,c in self.controls.items(): named(f'live-{name}', c)
         self.lock(False)
+        self.untrained = pretrained('add', step=0)
         self.ask('add')
-        self.live.picture.value = png(draw_training(self.live.stage, pretrained('add', step=0), History(), self.live.x, self.live.truth))
-        self.live.words.value = "This energy knows nothing yet. Press <b>Train</b>: first a feedforward network learns, in a moment (dashed), then the energy-based model. Its loss falls on the left, and on the right the landscape of one question takes shape."
+        self.live.paint(self.untrained, History())
+        self.live.words.value = "This energy knows nothing yet. Press <b>Train</b>: first a feedforward network learns, in a moment (dashed), then the energy-based model. Its loss falls on the left, and on the right the landscape of the question (0.5, −0.6), (0.2, 0.8) takes shape."
         c = list(self.controls.values())
         super().__init__([beside([c[:1], c[1:4], c[4:], [widgets.HBox([self.train_button, self.stop_button])]], self.live)])
 
@@ -228,18 +236,22 @@ def start(self:Classroom):
     self.thread = threading.Thread(target=self.train, daemon=True)
     self.thread.start()
 
-# %% ../nbs/06a_live.ipynb #0be2cf04
+# %% ../nbs/06a_live.ipynb #350b0eaf
 @patch
 def teach(self:Classroom,
     train:Callable,   # `train_energy_model` or `train_feedforward`
+    show:Callable,    # Called with `(model, history)` at each evaluation
+    who:str,          # Whose training the words tell of
     data,             # What `create_synthetic_data` returned
     **options         # Passed to `train`
 ) -> dict:            # Updates -> a copy of the model, at each evaluation
     "Train one model and watch"
-    c,kept = {n: w.value for n,w in self.controls.items()},{}
+    c,kept,live = {n: w.value for n,w in self.controls.items()},{},self.live
     def watch(model, history):
-        kept[int(history['step'][-1])] = copy.deepcopy(model)
-        return self.live(model, history)
+        kept[int(history['step'][-1])],stopped = copy.deepcopy(model),live.stopped
+        show(model, history)
+        live.words.value = _progress(history, stopped, who)
+        return not stopped
     every = min(50, -(-c['num_steps']//10))
     last = train(*data, latent_dim=64, batch_size=64, lr=1e-3, num_steps=c['num_steps'], seed=c['seed'], eval_every=every, compile=False, callback=watch, report=None, progress=False, **options)
     return kept | {max(kept): last}
@@ -250,11 +262,13 @@ def train(self:Classroom):
     task,live,models = self.controls['task'].value,self.live,{}
     self.ask(task)
     data = create_synthetic_data(task, size_train=self.controls['size_train'].value, vec_size=2)
+    def show_rival(model, history):
+        live.others['FFN,'] = history
+        live.paint(self.untrained, History())
     try:
-        live.title = 'FFN,'
-        rivals = self.teach(train_feedforward, data, activation='silu')
-        live.title,live.others = 'EBT,',{'FFN,': rivals[max(rivals)].history}
-        if not live.stopped: models = self.teach(train_energy_model, data, n_optimization_steps=self.controls['steps'].value)
+        rivals = self.teach(train_feedforward, show_rival, '1 of 2, feedforward network: ', data, activation='silu')
+        if live.stopped: live.words.value = "<b>Stopped</b> before the energy-based model began to learn: there is nothing to keep. Press <b>Train</b>."
+        else: models = self.teach(train_energy_model, live.paint, '2 of 2, energy-based model: ', data, n_optimization_steps=self.controls['steps'].value)
     except (ValueError, ArithmeticError) as e: live.words.value = f"<b>The training ended early:</b> {html.escape(str(e))}"
     finally: self.lock(False)
     steps = list(models)

@@ -168,12 +168,17 @@ def contour_levels(
     low,high = (finite.min(), finite.max()) if finite.size else (0., 1.)
     return low + max(high - low, 1e-9 + 1e-6*abs(low))*np.linspace(0, 1, n + 1)**2
 
-# %% ../nbs/06_plots.ipynb #39921d9c
+# %% ../nbs/06_plots.ipynb #35fe7de9
+def _greys():
+    "Grey that stops short of black; what lies above all contours is a little darker than what lies between the highest"
+    from matplotlib import colormaps
+    return colormaps['Greys'].with_extremes(under='w', over=colormaps['Greys'](0.66))
+
 def _draw_plane(ax, plane, dims, levels):
     "The landscape alone, with limits, labels and few ticks"
     heights = contour_levels(plane.energies, levels) if np.ndim(levels) == 0 else np.asarray(levels)
     field = np.ma.masked_invalid(plane.energies.T)
-    ax.contourf(plane.u, plane.v, field, heights, extend='both', cmap='Greys', vmin=heights[0], vmax=1.6*heights[-1] - 0.6*heights[0])
+    ax.contourf(plane.u, plane.v, field, heights, extend='both', cmap=_greys(), vmin=heights[0], vmax=1.6*heights[-1] - 0.6*heights[0])
     ax.contour(plane.u, plane.v, field, heights[1:-1], colors='0.45', linewidths=0.4, linestyles='solid')
     ax.set(xlim=plane.u[[0, -1]], ylim=plane.v[[0, -1]], aspect='equal',
            xlabel='answer ' + numbered('y', dims[0]), ylabel='answer ' + numbered('y', dims[1]))

@@ -15,13 +15,13 @@ from typing import Iterator
 
 from fastcore.script import anno_parser
 
-# %% ../nbs/07a_serve.ipynb #84e0f05b
+# %% ../nbs/07a_serve.ipynb #6f9defdc
 _TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {%- block notebook_css -%}
 {% import 'spinner.macro.html.j2' as spinner %}
 {{ resources.include_js('static/voila-style.js') }}
 {{ spinner.css() }}
-<style>.jp-mod-noOutputs.jp-mod-noInput { display: none; }</style>
+<style>.jp-mod-noOutputs.jp-mod-noInput { display: none; } html { overflow-y: scroll; }</style>
 <script>
 const watch = setInterval(() => fetch(location.origin + '/voila/static/voila.js', {method: 'HEAD', cache: 'no-store'}).catch(() => {
   clearInterval(watch)

@@ -179,7 +179,7 @@ def test_task_and_examples(voila, shots):
         voila.screenshot(path=shots/f'voila_example{i}.png')
         control(voila, 'reset').click()
         until(voila, lambda picture,words: [picture, words] == first[:2])
-    for i in (0, 1): control(voila, f'example{i}').click()         # one keeps what the other has changed
+    for i in (0, 1): control(voila, f'example{i}').click()         # the question stays
     until(voila, lambda picture,words: 'outside the training range' in words and 'Thinking longer' in words)
     press(voila, 'step_size', 'End')
     until(voila, lambda picture,words: '8 of 8 paths diverged' in words)
@@ -216,12 +216,12 @@ def test_training_can_be_watched_and_stopped(voila, shots):
     pictures = set()
     def watch(picture, words):
         pictures.add(picture)
-        return ': trained.' in words
+        return '2 of 2' in words and ': trained.' in words
     until(voila, watch, 'live-', 60)
     assert len(pictures) > 3
     voila.screenshot(path=shots/'voila_learn.png')
     control(voila, 'train').click()
-    until(voila, lambda picture,words: ': trained.' not in words and 'Update' in words, 'live-')
+    until(voila, lambda picture,words: '2 of 2' in words and ': trained.' not in words, 'live-')
     control(voila, 'stop').click()
     until(voila, lambda picture,words: ': stopped.' in words, 'live-')
     voila.wait_for_function("() => ![...document.querySelectorAll('.ebt-train')].at(-1).disabled")
