@@ -101,7 +101,7 @@ def beside(
     right = widgets.VBox(content, layout=dict(flex='100 1 440px', min_width='0', max_width='1250px', overflow='hidden'))
     return widgets.Box([left, right], layout=dict(width='100%', **wrap))
 
-# %% ../nbs/06a_live.ipynb #916b7c27
+# %% ../nbs/06a_live.ipynb #3a05269b
 def live_stage(
 ) -> 'matplotlib.figure.Figure':   # With two axes: landscape, curves
     "An empty figure for a training"
@@ -120,6 +120,7 @@ def _draw_energy(ax, model, x, truth):
     heights = contour_levels(np.array([0, 4.5/model.step_size]))     # those of y²/2α out to 3: a bowl that one step descends
     plot_landscape(plane, path.guesses, truth, ax=ax, levels=plane.energies.min() + heights)
 
+# %% ../nbs/06a_live.ipynb #f9c3ee85
 def draw_training(
     fig,                      # From `live_stage`
     model,                    # As it is now; of several seeds the list
@@ -139,7 +140,7 @@ def draw_training(
     if land.get_visible(): _draw_energy(land, first, x, truth)
     return fig
 
-# %% ../nbs/06a_live.ipynb #4409eec2
+# %% ../nbs/06a_live.ipynb #eccc3ef9
 def _progress(history, stopped, who=''):
     "How far a training is, in words"
     row,total = history.rows()[-1],history.settings.get('num_steps', 0)
@@ -147,6 +148,7 @@ def _progress(history, stopped, who=''):
     state = ': trained.' if row['step'] == total else ': stopped.' if stopped else '.'
     return f"{who}<b>Update {row['step']:,} of {total:,}{state}</b> Loss inside the training range {number(row['val_loss'])}, outside {number(row['test_loss'])}."
 
+# %% ../nbs/06a_live.ipynb #20220445
 class LiveTraining(widgets.VBox):
     "Curves that grow while a model trains: give it to `fit` as `callback`"
     def __init__(self,
@@ -236,7 +238,7 @@ def start(self:Classroom):
     self.thread = threading.Thread(target=self.train, daemon=True)
     self.thread.start()
 
-# %% ../nbs/06a_live.ipynb #350b0eaf
+# %% ../nbs/06a_live.ipynb #9f5066d6
 @patch
 def teach(self:Classroom,
     train:Callable,   # `train_energy_model` or `train_feedforward`
@@ -256,6 +258,7 @@ def teach(self:Classroom,
     last = train(*data, latent_dim=64, batch_size=64, lr=1e-3, num_steps=c['num_steps'], seed=c['seed'], eval_every=every, compile=False, callback=watch, report=None, progress=False, **options)
     return kept | {max(kept): last}
 
+# %% ../nbs/06a_live.ipynb #73a10576
 @patch
 def train(self:Classroom):
     "Train both, and hand them over"

@@ -84,7 +84,7 @@ def energy_plane(
     axis,energies = _cut(model, x, dims, limits, at, size)
     return Plane(axis, axis, energies)
 
-# %% ../nbs/06_plots.ipynb #f7eaf08c
+# %% ../nbs/06_plots.ipynb #dcdb6590
 _SUB = str.maketrans('0123456789', '₀₁₂₃₄₅₆₇₈₉')
 
 def numbered(
@@ -110,6 +110,7 @@ def _two_axes(axes, width=6.4, height=2.6):
     import matplotlib.pyplot as plt
     return plt.subplots(1, 2, figsize=(width, height), dpi=110, layout='constrained')[1]
 
+# %% ../nbs/06_plots.ipynb #45b6113a
 def _joined(paths):
     "Paths `(steps + 1, n, d)` as one line `(·, d)` with gaps, so that one artist draws them all"
     gap = np.full((1, *paths.shape[1:]), np.nan)

@@ -302,7 +302,7 @@ def check_folder(
     except OSError as e: raise ValueError(f"folder: expected one that can be written to, got {str(folder)!r} ({e.strerror})") from None
     return folder
 
-# %% ../nbs/05_runner.ipynb #83fd5f8a
+# %% ../nbs/05_runner.ipynb #e1dc1b6c
 def plot_results(
     results:Results,  # What `run_main` returned
     ax=None           # Matplotlib axes; None makes new ones
@@ -313,6 +313,7 @@ def plot_results(
     ax.legend(frameon=False, fontsize=7)
     return ax
 
+# %% ../nbs/05_runner.ipynb #235a3249
 def _plain(value):
     "A setting as JSON can hold it"
     return value if isinstance(value, (int, float, str, bool, type(None))) else repr(value)

@@ -15,7 +15,7 @@ from typing import Iterator
 
 from fastcore.script import anno_parser
 
-# %% ../nbs/07a_serve.ipynb #6f9defdc
+# %% ../nbs/07a_serve.ipynb #f603cd61
 _TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {%- block notebook_css -%}
 {% import 'spinner.macro.html.j2' as spinner %}
@@ -35,6 +35,7 @@ const watch = setInterval(() => fetch(location.origin + '/voila/static/voila.js'
 {{ super.super() }}
 {%- endblock notebook_css -%}"""
 
+# %% ../nbs/07a_serve.ipynb #86ca3ab2
 def _cell(i, source):
     "A cell of a notebook"
     return dict(cell_type='code', id=f'cell{i}', metadata={}, source=source, execution_count=None, outputs=[])
@@ -71,7 +72,7 @@ def choose_port(
         except OSError as e: reason = e.strerror
     raise ValueError(f"port: expected one that is free, got {p} ({reason})")
 
-# %% ../nbs/07a_serve.ipynb #3b3ba4ce
+# %% ../nbs/07a_serve.ipynb #cc0a5a49
 def _answers(port):
     "Does something on this machine take connections on a port?"
     with socket.socket() as s:
@@ -96,6 +97,7 @@ def _end(process, patience=10):
     process.stdin.close()
     process.wait()
 
+# %% ../nbs/07a_serve.ipynb #e29d902a
 @contextmanager
 def served(
     args:list[str],     # Command that starts a server

@@ -251,7 +251,7 @@ def seeds_at_once(
     if groups > n: raise ValueError(f"seeds: expected models that fit into half of the free memory ({free/2**30:.3g} GiB free), got one that takes {bytes_a_seed/2**30:.3g} GiB")
     return -(-n//groups)
 
-# %% ../nbs/02_training.ipynb #279ea83a
+# %% ../nbs/02_training.ipynb #045d5473
 def _run(models, splits, history, scoring, seeds, many, report, callback, progress):
     "Train a group of models side by side and fill their history"
     s,(x,y),n_val = history.settings,splits['train'],len(splits['val'][0])
@@ -265,6 +265,7 @@ def _run(models, splits, history, scoring, seeds, many, report, callback, progre
                 break
     return history
 
+# %% ../nbs/02_training.ipynb #67c32a18
 def _check_seeds(models, seeds):
     "As many good seeds as models"
     if len(seeds) != len(models) or not models: raise ValueError(f"seeds: expected as many as models ({len(models)}), got {len(seeds)}")
