@@ -11,7 +11,8 @@ command = [sys.executable, '-m', 'ebt_toy', 'explore']
 
 def start(tmp_path, *args):
     env = os.environ | dict(TMPDIR=str(tmp_path), HOME=str(tmp_path), OMP_NUM_THREADS='1')
-    return subprocess.Popen([*command, *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)       # under `nohup` it would rightly be ignored
+    return subprocess.Popen([*command, *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
 
 def children(pid):
     "All processes below one, by Linux's own account"
