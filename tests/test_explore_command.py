@@ -12,7 +12,7 @@ command = [sys.executable, '-m', 'ebt_toy', 'explore']
 def start(tmp_path, *args):
     env = os.environ | dict(TMPDIR=str(tmp_path), HOME=str(tmp_path), OMP_NUM_THREADS='1')
     heard = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)       # under `nohup` it would rightly be ignored
-    return subprocess.Popen([*command, *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    return subprocess.Popen([*command, *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard if hasattr(signal, 'SIGHUP') else None)
 
 def children(pid):
     "All processes below one, by Linux's own account"
@@ -61,8 +61,9 @@ def nothing_left(tmp_path, port, below):
 linux = pytest.mark.skipif(not Path('/proc/net/tcp').exists(), reason="reads Linux's list of processes")
 
 @linux
-@pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize('sign', ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGKILL'])
 def test_serves_until_stopped(tmp_path, sign):
+    sign = getattr(signal, sign)
     with running(tmp_path) as (process,port,below):
         assert listening(port) == {'0100007F'}                        # 127.0.0.1 alone
         assert len(below) >= 2 and list(tmp_path.glob('ebt_toy_*'))   # server and kernel
