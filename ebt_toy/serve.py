@@ -136,7 +136,7 @@ def _voila(notebook, port):
     args = [str(notebook), f'--port={port}', '--Voila.port_retries=0', f'--Voila.ip={_HOST}', f'--Voila.connection_dir_root={folder}', '--MappingKernelManager.cull_idle_timeout=60', '--MappingKernelManager.cull_interval=15', '--no-browser', '--template=ebt_toy']
     return [sys.executable, '-c', _BOOT, *args],os.environ | {k: os.pathsep.join(filter(None, v)) for k,v in paths.items()}
 
-# %% ../nbs/07a_serve.ipynb #a2dbabde
+# %% ../nbs/07a_serve.ipynb #fbdb2a97
 @contextmanager
 def _page(port):
     "The server of the page; yields a function that waits for its end"
@@ -150,7 +150,7 @@ def explore_command(
 ):
     "Show the explorer as a page, until Ctrl-C"
     if missing := [m for m in ('voila', 'ipykernel') if find_spec(m) is None]:
-        raise ValueError(f"""{' and '.join(missing)}: expected to be installed; run: pip install "ebt_toy[explore]", or in a clone: pip install -c constraints.txt -e ".[explore]\"""")
+        raise ValueError(f"""{' and '.join(missing)}: expected to be installed; in the clone run: pip install -c constraints.txt -e ".[explore]\"""")
     port = choose_port(port)
     with _page(port) as wait:
         link = f'http://{_HOST}:{port}/'
