@@ -209,11 +209,12 @@ def add(self:Playground,
     self.quiet = False
     self.refresh()
 
-# %% ../nbs/07_explorer.ipynb #2a5756e9
-def _legend(exhibit):
+# %% ../nbs/07_explorer.ipynb #4b1546ae
+def _legend(exhibit, own):
     "What the picture shows, in two lines"
     truth = " ★ is the right one"*bool(exhibit.truth)
-    rival = f"{',' if truth else ''} ◇ that of a feedforward network trained on the same data for as many updates"*bool(exhibit.rivals)
+    whose = 'the rival' if own else 'a feedforward network trained on the same data for as many updates'
+    rival = f"{',' if truth else ''} ◇ that of {whose}"*bool(exhibit.rivals)
     return f"""Light is <b>low energy</b>: an answer the model finds good. Several guesses (○) roll downhill, step by step; of them, the one that ends lowest (black) is the answer.{truth}{rival}{'.'*bool(truth or rival)}
 Training only ever saw numbers between −1 and 1: drag one beyond, and see what becomes of the valley."""
 
@@ -227,7 +228,7 @@ class Explorer(widgets.VBox):
     ):
         own = None if model is None else {task or 'your model': exhibit_of(model, task, rival, x)}
         self.playground = Playground(own or {t: shipped(t) for t in ('add', 'multiply')})
-        intro = widgets.HTML(f"<div style='line-height:1.4'>{_legend(self.playground.exhibit)}</div>")
+        intro = widgets.HTML(f"<div style='line-height:1.4'>{_legend(self.playground.exhibit, own)}</div>")
         if own: return super().__init__([intro, self.playground])
         self.classroom = Classroom(self._trained)
         super().__init__([widgets.Tab([widgets.VBox([intro, self.playground]), self.classroom], titles=['Watch it think', 'Watch it learn'])])
