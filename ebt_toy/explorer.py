@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'shown_inputs', 'input_sliders', 'descent_sliders', 'all_controls', 'Playground', 'Explorer']
 
-# %% ../nbs/07_explorer.ipynb #607b1cac
+# %% ../nbs/07_explorer.ipynb #93671b7c
 import html, math
 from dataclasses import replace
 from threading import Lock
@@ -14,7 +14,7 @@ import ipywidgets as widgets
 from fastcore.basics import patch
 
 from .data import get_task
-from .live import QUESTION, Classroom, beside, button, image, named, png, slider, stage
+from .live import QUESTION, Classroom, beside, button, image, labelled, named, png, slider, stage
 from .scene import LONGEST_STEP, MOST_STEPS, Exhibit, View, describe, draw, exhibit_of, first_view, input_names, look, shipped
 from .plots import numbered
 
@@ -61,12 +61,8 @@ EXAMPLES = {                                  # Name of a button -> `(exhibit, v
     'Steps too long': lambda exhibit,view: replace(view, step_size=2.5*view.step_size),
     'Before training': lambda exhibit,view: replace(view, updates=next(iter(exhibit.models)))}
 
-# %% ../nbs/07_explorer.ipynb #b0124967
+# %% ../nbs/07_explorer.ipynb #248a17db
 def _heading(text): return widgets.HTML(f"<b>{text}</b>", layout=dict(margin='4px 0 0 0'))
-
-def _menu(text, options, value):
-    "A menu with its name in words"
-    return widgets.Dropdown(options=options, value=value, description=text, style=dict(description_width='7.4em'), layout=dict(width='100%', margin='0'))
 
 def _updates(exhibit): return [(f'{s:,}', s) for s in exhibit.models]
 
@@ -78,9 +74,9 @@ def all_controls(
     exhibit = next(iter(exhibits.values()))
     d_y = exhibit.models[view.updates].output_dim
     made = dict(task=widgets.ToggleButtons(options=list(exhibits), style=dict(button_width='auto'), tooltips=['The rule to be learned']*len(exhibits)),
-                updates=widgets.SelectionSlider(options=_updates(exhibit), value=view.updates, description='updates', style=dict(description_width='7.4em'), layout=dict(width='100%', margin='0')),
+                updates=labelled(widgets.SelectionSlider, 'updates', view.updates, options=_updates(exhibit)),
                 roll=widgets.Play(min=1, max=view.steps, value=view.steps, interval=300, show_repeat=False, layout=dict(width='90px')))
-    if d_y > 2: made |= {f'dim{k}': _menu(text, [(numbered('y', i), i) for i in range(d_y)], k) for k,text in enumerate(('across', 'upwards'))}
+    if d_y > 2: made |= {f'dim{k}': labelled(widgets.Dropdown, text, k, options=[(numbered('y', i), i) for i in range(d_y)]) for k,text in enumerate(('across', 'upwards'))}
     return made | input_sliders(exhibit, view) | descent_sliders(view)
 
 # %% ../nbs/07_explorer.ipynb #dc1aee05

@@ -6,7 +6,7 @@
 __all__ = ['MOST_STEPS', 'LONGEST_STEP', 'LOST', 'SETTLED', 'WRONG', 'LIMITS', 'SIGNS', 'Exhibit', 'shipped', 'exhibit_of',
            'View', 'first_view', 'inside', 'contest', 'Scene', 'look', 'draw', 'input_names', 'describe']
 
-# %% ../nbs/06b_scene.ipynb #a44eb8e1
+# %% ../nbs/06b_scene.ipynb #57f17cea
 import html, math
 from dataclasses import dataclass, field
 from typing import Callable, NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .checkpoints import pretrained, pretrained_steps
 from .data import ID_LIMIT, generator, get_task, uniform
-from .ebt import EBT, Path, trace
+from .ebt import EBT, Path, descend, trace
 from .live import QUESTION, wipe
 from .plots import Line, Plane, contour_levels, energy_line, energy_plane, numbered, plot_landscape, plot_profile, plot_steps
 from .training import predict
@@ -40,11 +40,11 @@ def shipped(
     by_step = lambda kind: {s: pretrained(task, kind, s) for s in pretrained_steps(task, kind)}
     return Exhibit(by_step('ebt'), by_step('ffn'), get_task(task).truth, QUESTION, task)
 
-# %% ../nbs/06b_scene.ipynb #ea5c5e24
+# %% ../nbs/06b_scene.ipynb #f8aff65b
 def _first_question(model, x):
     "A question for a model: the caller's, a row of its test set (within the training range), or zeros"
     if x is None and hasattr(model, 'test_dataset'): x = model.test_dataset.tensors[0][0].clamp(-ID_LIMIT, ID_LIMIT)
-    elif x is None and hasattr(model.energy, 'config') and model.encoder is None: x = torch.zeros(model.energy.config['input_dim'])
+    elif x is None and hasattr(model.energy, 'config'): x = torch.zeros(model.energy.config['input_dim'])
     x = None if x is None else torch.as_tensor(x)
     if x is None or x.ndim != 1 or not x.is_floating_point(): raise ValueError(f"x: expected one question, a vector of numbers, got {x}")
     return tuple(round(20*v)/20 for v in x.tolist())      # where the sliders can go
@@ -141,11 +141,12 @@ def _limit(dims, *points):
     far = max(p[..., list(dims)].abs().max().item() for p in points if p is not None)
     return next((l for l in LIMITS if far < 0.95*l), LIMITS[-1])
 
-# %% ../nbs/06b_scene.ipynb #e3607364
+# %% ../nbs/06b_scene.ipynb #1e299ef7
 def _cut(model, x, view, limit, at):
     "The energy over the coordinates shown"
     return energy_plane(model, x, view.dims, (-limit, limit), at) if len(view.dims) > 1 else energy_line(model, x, *view.dims, (-limit, limit), at)
 
+@torch.no_grad()
 def look(
     exhibit:Exhibit,   # What is on show
     view:View          # How
@@ -156,7 +157,7 @@ def look(
     x = torch.tensor([view.x], dtype=y0.dtype)
     path = trace(model, x.expand(len(y0), -1), view.steps, y0, view.step_size, noise=view.noise)
     end,moves = path.guesses[-1],path.guesses.diff(dim=0).norm(dim=-1)
-    ahead = trace(model, x.expand(len(y0), -1), 1, end, view.step_size).guesses[1] - end
+    ahead = descend(model.energy, x.expand(len(y0), -1), end, view.step_size) - end
     lost = ~(moves[-1] < LOST)                 # also where it is not a number
     best = torch.where(lost, math.inf, path.energies[-1]).argmin().item()
     truth = exhibit.truth(x)[0] if exhibit.truth else None
