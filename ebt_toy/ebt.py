@@ -7,7 +7,6 @@ __all__ = ['checked_energy', 'slope', 'descend', 'EnergyFunction', 'Path', 'EBT'
            'test_energy_model']
 
 # %% ../nbs/03_ebt.ipynb #f99050a1
-import copy
 from typing import Callable, NamedTuple
 
 import torch
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 from torch.func import grad
 from torch.utils.data import TensorDataset
 
-from .data import check_count, check_positive, generator, scoring_for
-from .engine import mlp, transformed
-from .encoder import Encoded, encoder_for
-from .training import check_splits, count_updates, evaluate, predict, train_models
+from .data import check_count, check_positive, generator, scoring_for, seed_list
+from .engine import mlp, noise_for, transformed
+from .encoder import Encoded, encoder_for, own_part
+from .training import check_splits, count_updates, evaluate, precision, predict, train_models
 
 # %% ../nbs/03_ebt.ipynb #1ba27418
 def checked_energy(
@@ -93,12 +92,11 @@ class EBT(Encoded):
 
     def noise(self, n, generator):
         "First guesses for `n` rows, `(n, d_y)`, standard normal"
-        dtype = next((p.dtype for p in self.parameters()), None)
-        return torch.randn(n, self.output_dim, generator=generator, device=generator.device, dtype=dtype)
+        return torch.randn(n, self.output_dim, generator=generator, device=generator.device, dtype=precision(self) or torch.float32)
 
     def forward(self, x, y0=None, seed=0):
         "Predictions `(b, d_y)` for x, from the guesses `y0` or from random ones under `seed`"
-        y = self.noise(len(x), generator(seed, 'guess', device=x.device)) if y0 is None else y0
+        y = noise_for(self, len(x), seed, x.device)[0] if y0 is None else y0
         x,teach = self.context(x),self.grad_steps if self.training else 0
         for k in range(self.n_optimization_steps, 0, -1):   # k steps left
             with torch.set_grad_enabled(torch.is_grad_enabled() and k <= teach):
@@ -119,14 +117,14 @@ def trace(
     "The whole path of the inner loop"
     n_steps = model.n_optimization_steps if n_steps is None else check_count('n_steps', n_steps)
     step_size = model.step_size if step_size is None else check_positive('step_size', step_size)
-    guesses = [model.noise(len(x), generator(seed, 'guess', device=x.device)) if y0 is None else y0]
-    if model.encoder is not None: x = predict(model.encoder, x)
+    way = [noise_for(model, len(x), seed, x.device)[0] if y0 is None else y0]
+    x = x.clone() if model.encoder is None else predict(model.encoder, x)
     if noise: check_positive('noise', noise)
-    g = generator(seed, 'noise', device=guesses[0].device)
+    g = generator(seed, 'noise', device=x.device)
     for _ in range(n_steps):
-        y = descend(model.energy, x, guesses[-1], step_size)
-        guesses.append(y + noise*torch.randn(y.shape, generator=g, device=y.device, dtype=y.dtype) if noise else y)
-    return Path(torch.stack(guesses), torch.stack([checked_energy(model.energy, x, y) for y in guesses]))
+        y = descend(model.energy, x, way[-1], step_size)
+        way.append(y + noise*torch.randn(y.shape, generator=g, device=y.device, dtype=y.dtype) if noise else y)
+    return Path(torch.stack(way), torch.stack([checked_energy(model.energy, x, y) for y in way]))
 
 # %% ../nbs/03_ebt.ipynb #a5435f01
 def _monitor(self:EBT, x, y0):
@@ -151,18 +149,18 @@ def train_energy_model(
     lr:float=1e-3,                # Adam's learning rate
     num_steps:int|None=None,      # Optimizer updates; None is 10,000
     seed:int=0,                   # Of weights, batch order and first guesses
-    seeds=None,                   # Several of them: trains as many models side by side
-    energy:Callable|None=None,    # An energy of your own, `(x, y) -> (b,)`, copied for each of several seeds; None makes an `EnergyFunction`
-    encoder:Callable|None=None,   # `seed=... -> nn.Module` that reads x; None makes a `TokenEncoder` for texts and nothing for vectors
+    seeds=None,                   # Several of them, or how many: trains as many models side by side
+    energy:Callable|None=None,    # An energy of your own, `(x, y) -> (b,)`, which is copied, or `seed -> energy`, which makes one for each seed; None makes an `EnergyFunction`
+    encoder:Callable|None=None,   # A module that reads x, which is copied, or `seed -> module`; None makes a `TokenEncoder` for texts and nothing for vectors
     report:Callable|None=print,   # Receives each line of the report; None is quiet
     **fit_options                 # Passed to `fit`: `eval_every`, `scoring`, `compile`, `callback`, `progress`
 ) -> EBT|list:                    # Trained, with `history` and `test_dataset`; a list for several seeds
     "Train an energy-based model, first-order; raises `ValueError` on bad input"
     x = check_splits((train_dataset, val_dataset, test_dataset), input_dim, output_dim)['train'][0]
-    num_steps = count_updates(num_steps, num_epochs, 10_000)
+    num_steps,several = count_updates(num_steps, num_epochs, 10_000),seeds is not None and len(seed_list(seeds)) > 1
     def build(seed):
-        reader = encoder_for(x, encoder, seed)
-        own = EnergyFunction(reader.dim if reader else input_dim, output_dim, latent_dim, seed) if energy is None else copy.deepcopy(energy) if seeds is not None else energy
+        reader = encoder_for(x, encoder, seed, several)
+        own = EnergyFunction(reader.dim if reader else input_dim, output_dim, latent_dim, seed) if energy is None else own_part('energy', energy, seed, several)
         return EBT(own, output_dim, n_optimization_steps, step_size, encoder=reader)
     if report: report(f"First-order: θ-gradients through the last of {n_optimization_steps} inner steps only, step size {step_size:g}")
     return train_models(build, (train_dataset, val_dataset, test_dataset), seed, seeds, num_steps=num_steps, batch_size=batch_size, lr=lr, report=report, **fit_options)
@@ -174,7 +172,7 @@ def test_energy_model(
     step_size:float|None=None,           # α; None takes the model's own, or 1
     test_dataset:TensorDataset|None=None,# `(x, y)`; None takes the one the model was trained beside
     seed:int=0                           # Of the first guesses
-) -> float:                              # Mean squared error; for class labels, accuracy
+) -> float:                              # The metric it was trained with; for another energy mean squared error, or accuracy for labels
     "How well descending an energy predicts a test set; raises `ValueError` when there is no test set"
     if test_dataset is None: test_dataset = getattr(energy_fn, 'test_dataset', None)
     if test_dataset is None: raise ValueError("test_dataset: expected a TensorDataset of (x, y), since this energy was not trained beside one; got None")
@@ -182,4 +180,4 @@ def test_energy_model(
     own = energy_fn if isinstance(energy_fn, EBT) else EBT(energy_fn, y.shape[-1] if y.is_floating_point() else 1 + int(y.max()))
     pick = lambda given,default: default if given is None else given
     model = EBT(own.energy, own.output_dim, pick(n_optimization_steps, own.n_optimization_steps), pick(step_size, own.step_size), encoder=own.encoder)
-    return evaluate(model, test_dataset, scoring_for(y).metric, seed)
+    return evaluate(model, test_dataset, (getattr(energy_fn, 'scoring', None) or scoring_for(y)).metric, seed)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['OPENING', 'CLOSING', 'SILENT', 'without', 'nesting', 'rotate', 'attend', 'Block', 'TokenEncoder', 'Encoded',
-           'encoder_for']
+           'own_part', 'encoder_for']
 
 # %% ../nbs/02a_encoder.ipynb #a226256a
-from typing import Callable
+import copy, inspect
 
 import torch
 import torch.nn.functional as F
@@ -125,18 +125,38 @@ class Encoded(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def prepare(self, x): return prepared(self.encoder, x)
+    def prepare(self, x): return x.float() if self.encoder is None and not x.is_floating_point() else prepared(self.encoder, x)
     def context(self, x): return x if self.encoder is None else self.encoder(x)
+
+def _is_factory(given):
+    "Whether something is called with a seed, or with nothing, to make a part of a model"
+    try: params = inspect.signature(given).parameters.values()
+    except ValueError: return False
+    needed = {p.name for p in params if p.default is p.empty and p.kind != p.VAR_KEYWORD}      # `*args` stands for any number
+    return isinstance(given, type) or needed <= {'seed'}
+
+def own_part(
+    name:str,         # What it is called, for messages and for the stream of its weights
+    given,            # A module, `seed -> part`, or any other callable
+    seed:int,         # Of a part that is made
+    several:bool      # Whether others are made for other seeds
+):                    # A part that belongs to this seed alone
+    "A part of a model as somebody gave it: made if it is a factory, otherwise copied; raises `ValueError` where several seeds would start from the same weights"
+    if several and isinstance(given, nn.Module) and any(p.requires_grad for p in given.parameters()):
+        raise ValueError(f"{name}: expected a function such as `lambda seed: ...` for several seeds, got one {type(given).__name__}, from whose weights all of them would start")
+    if isinstance(given, nn.Module) or not callable(given) or not _is_factory(given): return copy.deepcopy(given)
+    with seeded(seed, name): return given(seed=seed) if 'seed' in inspect.signature(given).parameters else given()
 
 def encoder_for(
     x:Tensor,               # What is to be read
-    make:Callable|None,     # `seed=... -> nn.Module` with an attribute `dim`; None makes a `TokenEncoder` for texts and nothing for vectors
-    seed:int=0              # Of its initial weights
+    make,                   # A module with an attribute `dim`, or `seed -> module`; None makes a `TokenEncoder` for texts and nothing for vectors
+    seed:int=0,             # Of its initial weights
+    several:bool=False      # Whether others are made for other seeds
 ):                          # The encoder, or None
     "The encoder for data of this kind; raises `ValueError` where it cannot read them"
     if make is None: make = None if x.is_floating_point() else TokenEncoder
     if make is None: return None
-    encoder = make(seed=seed) if callable(make) else make
-    if not isinstance(encoder, nn.Module) or not hasattr(encoder, 'dim'): raise ValueError(f"encoder: expected a function that makes a module with an attribute dim, got {make!r}")
+    encoder = own_part('encoder', make, seed, several)
+    if not isinstance(encoder, nn.Module) or not hasattr(encoder, 'dim'): raise ValueError(f"encoder: expected a module with an attribute dim, or a function of a seed that makes one, got {make!r}")
     prepared(encoder, x)
     return encoder

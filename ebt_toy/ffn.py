@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from .encoder import Encoded, encoder_for
+from .data import seed_list
 from .engine import mlp
 from .training import check_splits, count_updates, train_models
 
@@ -46,15 +47,15 @@ def train_feedforward(
     num_steps:int|None=None,      # Optimizer updates; None is 50,000
     activation:str='relu',        # One of `ebt_toy.engine.activations`
     seed:int=0,                   # Of weights and batch order
-    seeds=None,                   # Several of them: trains as many models side by side
-    encoder:Callable|None=None,   # `seed=... -> nn.Module` that reads x; None makes a `TokenEncoder` for texts and nothing for vectors
+    seeds=None,                   # Several of them, or how many: trains as many models side by side
+    encoder:Callable|None=None,   # A module that reads x, which is copied, or `seed -> module`; None makes a `TokenEncoder` for texts and nothing for vectors
     report:Callable|None=print,   # Receives each line of the report; None is quiet
     **fit_options                 # Passed to `fit`: `eval_every`, `scoring`, `compile`, `callback`, `progress`
 ) -> FeedForward|list:            # Trained, with `history` and `test_dataset`; a list for several seeds
     "Train a feedforward network; raises `ValueError` on bad input"
     x = check_splits((train_dataset, val_dataset, test_dataset), input_dim, output_dim)['train'][0]
-    num_steps = count_updates(num_steps, num_epochs, 50_000)
+    num_steps,several = count_updates(num_steps, num_epochs, 50_000),seeds is not None and len(seed_list(seeds)) > 1
     def build(seed):
-        reader = encoder_for(x, encoder, seed)
+        reader = encoder_for(x, encoder, seed, several)
         return FeedForward(reader.dim if reader else input_dim, output_dim, latent_dim, activation, seed, encoder=reader)
     return train_models(build, (train_dataset, val_dataset, test_dataset), seed, seeds, num_steps=num_steps, batch_size=batch_size, lr=lr, report=report, **fit_options)

@@ -17,8 +17,9 @@ from typing import Callable
 import numpy as np
 import torch
 from fastcore.script import anno_parser
+from torch.utils.data import TensorDataset
 
-from .data import check_count, check_known, create_synthetic_data, generator, get_device, get_task
+from .data import SyntheticData, check_count, check_data, check_known, create_synthetic_data, get_device, get_task, scoring_for, seed_list
 from .ebt import train_energy_model
 from .ffn import train_feedforward
 from .files import atomic_file, listops_main
@@ -91,28 +92,31 @@ def _rehearse(name, config, tiny, scoring):
     except DivergedError: pass    # a matter for the run itself, which keeps the history
     except ValueError as e: raise ValueError(f"{name}: {e}") from None
 
-def _check_run(task, sizes, configs, device, options, eval_every, seeds, compile):
-    "Meet everything that is wrong with a run before it starts"
-    for k in ('size_train', 'size_val', 'size_test'): check_count(k, sizes[k])
-    if eval_every is not None: check_count('eval_every', eval_every)
-    if not seeds or len(set(seeds)) < len(seeds): raise ValueError(f"seeds: expected different seeds, got {seeds}")
-    for s in seeds: generator(s)
-    choose_compile(compile, 1, 1)
-    tiny = create_synthetic_data(task, 2, 2, 2, sizes['vec_size'], device, sizes['seed'], **options)
+def _check_models(task, configs, data, scoring):
+    "Meet everything that is wrong with a model's settings before the first one is trained"
+    tiny = data._replace(**{k: TensorDataset(*(t[:2] for t in getattr(data, k).tensors)) for k in data._fields[:3]})
     for n,config in configs.items():
-        try: _rehearse(n, config, tiny, get_task(task).scoring)
+        try: _rehearse(n, config, tiny, scoring)
         except ValueError as e: raise ValueError(f"task {task!r}, {e}") from None
 
+def _check_repeatable(task, vec_size, device, seed, options):
+    "Refuse a task whose data differ from call to call, as far as two rows can show it"
+    def tensors(): return [t for ds in create_synthetic_data(task, 2, 2, 2, vec_size, device, seed, **options)[:3] for t in ds.tensors]
+    if 'seed' in inspect.signature(get_task(task).make).parameters: return
+    try: same = all(map(torch.equal, tensors(), tensors()))
+    except ValueError: return      # such a task has data of a fixed size
+    if not same: raise ValueError(f"task {task!r}: expected the same data for the same seed, got others: draw from the global state of torch, NumPy or random, or let `make` take a `seed`")
+
 # %% ../nbs/05_runner.ipynb #df698cfe
-def _scores(model, data, task):
-    "The task's metric in and out of distribution, and in the shell where the task knows one"
-    metric,name = task.scoring.metric,task.scoring.metric_name.lower()
+def _scores(model, data, task, scoring):
+    "The metric in and out of distribution, and in the shell where the task knows one"
+    metric,name = scoring.metric,scoring.metric_name.lower()
     (x,y),scores = data.test_dataset.tensors,{f'val_{name}': evaluate(model, data.val_dataset, metric)}
     p = predict(model, x)
+    if y.is_floating_point(): y = y.to(p.dtype)
     scores[f'test_{name}'] = metric(p, y).item()
-    if task.outside is None: return scores
-    out = task.outside(x)
-    return scores | {f'shell_{name}': metric(p[out], y[out]).item()}
+    out = None if task.outside is None else task.outside(x)
+    return scores if out is None or not out.any() else scores | {f'shell_{name}': metric(p[out], y[out]).item()}
 
 def _medians(scores):
     "Scores of several seeds as medians (of those that did not diverge) and lists"
@@ -125,15 +129,15 @@ def _trained(recipe, config, data, seeds, many, options):
     return [recipe.train(*data, **config, seed=s, **options) for s in seeds]
 
 # %% ../nbs/05_runner.ipynb #16c90ed2
-def _train(name, config, data, task, seeds, many, report, fit_options):
+def _train(name, config, data, task, scoring, seeds, many, report, fit_options):
     "Train one model; a diverged one gives a result too, with its history and without a model"
     try:
-        models = _trained(_recipes[name], config, data, seeds, many, dict(report=report, scoring=task.scoring) | fit_options)
-        h,scores,n_params = merge_histories([m.history for m in models]) if many else models[0].history,[_scores(m, data, task) for m in models],count_params(models[0])
+        models = _trained(_recipes[name], config, data, seeds, many, dict(report=report, scoring=scoring) | fit_options)
+        h,scores,n_params = merge_histories([m.history for m in models]) if many else models[0].history,[_scores(m, data, task, scoring) for m in models],count_params(models[0])
     except DivergedError as e:
         report(f"✗ {e}")
         models,h,n_params = [None],e.history,None
-        scores = [{f'{split}_{task.scoring.metric_name.lower()}': float('nan') for split in ('val', 'test')}]*len(seeds)
+        scores = [{f'{split}_{scoring.metric_name.lower()}': float('nan') for split in ('val', 'test')}]*len(seeds)
     config = {k: v for k,v in config.items() if k != 'num_epochs'} | {k: v for k,v in h.settings.items() if k != 'update_flops'}
     return dict(model=models[0], models=models, status=h.status, **(_medians(scores) if many else scores[0]), history=h, config=config,
                 seconds=h.seconds, n_params=n_params, flops=h.settings['update_flops']*int(h['step'][-1]))
@@ -169,7 +173,7 @@ class Results(dict):
     ):
         super().__init__()
         self.task,self.data,self.settings,self.device,self.seeds,self.options = task,data,settings,device,seeds,options
-        self.scoring = get_task(task).scoring
+        self.scoring = get_task(task).scoring or scoring_for(data.train_dataset.tensors[1])
         self.metric = self.scoring.metric_name.lower()   # so that `results['ebt'][f'test_{results.metric}']` is the test score
         self.baselines = (get_task(task).rules or partial(baselines, scoring=self.scoring))(data)
 
@@ -228,7 +232,7 @@ def summary(
 ) -> str:             # Some lines of text
     "The end of a report: what was asked, what simple rules score, how each model did, and who was best"
     s,many = results.settings,len(results.seeds) > 1
-    lines = [f"Task: {results.task.upper()}", f"Vector Size: {s['vec_size']}", f"Training Samples: {s['size_train']}", f"Validation Samples: {s['size_val']}",
+    lines = [f"Task: {results.task.upper()}", *[f"Vector Size: {s['vec_size']}"]*(s['vec_size'] is not None), f"Training Samples: {s['size_train']}", f"Validation Samples: {s['size_val']}",
              f"Test Samples: {s['size_test']} ({get_task(results.task).test_kind(**results.options)})", f"Seed of the data: {s['seed']}",
              f"Seeds of the models: {', '.join(map(str, results.seeds))}" + " (medians, with lowest and highest)"*many, '-'*80]
     lines += [f"{rule.capitalize()}, Test {results.scoring.metric_name}: {format_number(v)}" for rule,v in results.baselines.items()]
@@ -246,11 +250,23 @@ def _train_all(results, configs, many, report, fit_options):
     task,metric = get_task(results.task),results.scoring.metric_name
     for i,(n,config) in enumerate(configs.items()):
         report('\n' + _banner(f"[{i + 2}/{len(configs) + 1}] Training {_recipes[n].title} Model"))
-        r = results[n] = _train(n, config, results.data, task, results.seeds, many, report, fit_options)
+        r = results[n] = _train(n, config, results.data, task, results.scoring, results.seeds, many, report, fit_options)
         report(f"✓ {_recipes[n].title} Model Training {r['status'].capitalize()} | Test {metric}: {format_number(r[f'test_{results.metric}'])}")
         if r['status'] == 'interrupted': break
 
 # %% ../nbs/05_runner.ipynb #8a8b2bdb
+def _data_for(task, data, sizes, device, options):
+    "The data of a run with their sizes and device: those given, or those that the task makes"
+    if data is None:
+        device = get_device(device)
+        _check_repeatable(task, sizes['vec_size'], device, sizes['seed'], options)
+        return create_synthetic_data(task, **sizes, device=device, **options),sizes,device
+    data = check_data(data)
+    given = dict(zip(('size_train', 'size_val', 'size_test'), map(len, data[:3])))
+    device = data.train_dataset.tensors[0].device if device is None else get_device(device)
+    data = SyntheticData(*(TensorDataset(*(t.to(device) for t in ds.tensors)) for ds in data[:3]), *data[3:])
+    return data,sizes | given | dict(vec_size=None),device
+
 def run_main(
     task:str='add',               # A registered task
     vec_size:int=10,              # Numbers in each operand
@@ -269,18 +285,21 @@ def run_main(
     eval_every:int|None=None,     # Updates between evaluations; None evaluates ten times
     callback:Callable|None=None,  # Called as `callback(model, history)` after each evaluation; if it returns False, that model's run ends there
     progress:bool=True,           # Show progress bars where someone can watch them
+    data:SyntheticData|None=None, # Data to use in place of what the task would make, e.g. from `read_data`; the sizes are then theirs
     **configs                     # `<name>_config` of other registered models
 ) -> Results:                     # By model: `model`, `models`, `test_mse`, `val_mse`, `history`, `config`, `seconds`, `n_params`, `flops`, `status`
     "Make data, train models on them one after another, and compare; raises `ValueError` on bad input before any training"
-    say,device,options = report or (lambda line: None),get_device(device),task_options or {}
+    say,options = report or (lambda line: None),task_options or {}
     configs = _configs(model_type, dict(ebt_config=ebt_config, ffn_config=ffn_config) | configs, task)
+    many,seeds = seeds is not None,[seed] if seeds is None else seed_list(seeds)
+    if eval_every is not None: check_count('eval_every', eval_every)
+    choose_compile(compile, 1, 1)
     sizes = dict(vec_size=vec_size, size_train=size_train, size_val=size_val, size_test=size_test, seed=seed)
-    many,seeds = seeds is not None,[seed] if seeds is None else list(range(check_count('seeds', seeds)) if isinstance(seeds, int) else seeds)
-    _check_run(task, sizes, configs, device, options, eval_every, seeds, compile)
+    data,sizes,device = _data_for(task, data, sizes, device, options)
+    _check_models(task, configs, data, get_task(task).scoring or scoring_for(data.train_dataset.tensors[1]))
     say(_banner(f"Running experiments on task: {task.upper()}", f"Device: {device_name(device)}", f"PyTorch {torch.__version__}, Python {platform.python_version()}"))
     say(f"\n[1/{len(configs) + 1}] Generating synthetic datasets...")
-    data = create_synthetic_data(task, **sizes, device=device, **options)
-    say(f"✓ Dataset created: train={size_train}, val={size_val}, test={size_test}\n✓ Input dim: {data.input_dim}, Output dim: {data.output_dim}")
+    say(f"✓ Dataset created: train={sizes['size_train']}, val={sizes['size_val']}, test={sizes['size_test']}\n✓ Input dim: {data.input_dim}, Output dim: {data.output_dim}")
     results = Results(task, data, sizes, device, seeds, options)
     _train_all(results, configs, many, say, dict(eval_every=eval_every, compile=compile, callback=callback, progress=progress))
     say('\n' + summary(results))
