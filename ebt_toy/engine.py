@@ -9,7 +9,7 @@ __all__ = ['activations', 'BLOCK', 'NOISE_ROWS', 'MAX_GROUPS', 'BETAS', 'EPS', '
            'compile_update', 'choose_compile', 'Way', 'choose_way', 'updates', 'update_work']
 
 # %% ../nbs/01e_engine.ipynb #1fd9620b
-import copy, types, warnings
+import copy, random, re, types, warnings
 from contextlib import closing, contextmanager
 from functools import partial
 from hashlib import blake2b
@@ -195,7 +195,7 @@ _UNTRAINABLE = "expected predictions that depend on its trainable weights, got o
 def _plain(models, groups, lr, loss, inputs, turn, adam=None):
     "Adam updates as most people write them, of one model after another; `adam` is a state of Adam to go on from"
     opts = [torch.optim.Adam(m.parameters(), lr=lr) for m in models]
-    for j,opt in enumerate(opts if adam else []): _give_state(opt, models[j], adam[0], *(a[j] for a in adam[1:]))
+    for opt,params,m,v in zip(opts, *adam[1:]) if adam else (): _give_state(opt, params, adam[0], m, v)
     for m in models: m.train()
     for i in turn:
         losses = []
@@ -208,9 +208,8 @@ def _plain(models, groups, lr, loss, inputs, turn, adam=None):
             losses.append(value.detach())
         yield losses
 
-def _give_state(opt, model, step, m, v):
+def _give_state(opt, params, step, m, v):
     "Let an optimizer go on from a state of Adam that lies in flat rows"
-    params = list(_trainable(model).values())
     for p,*state in zip(params, *(r.split([p.numel() for p in params]) for r in (m, v))):
         opt.state[p] = dict(step=torch.tensor(float(step)), exp_avg=state[0].view_as(p).clone(), exp_avg_sq=state[1].view_as(p).clone())
 
@@ -339,10 +338,13 @@ def choose_compile(
     yes = seconds > shapes*WORTH_SECONDS if compile == 'auto' else bool(compile)
     return yes,f"{calls:,} calls an update, about {seconds:.3g} s in all" if compile == 'auto' else "as asked"
 
-# %% ../nbs/01e_engine.ipynb #3570480f
+# %% ../nbs/01e_engine.ipynb #44077a54
 _EVERY_MODULE = {*vars(nn.Module()), 'training'}   # attributes that say nothing about a model
 
-def _digest(t): return blake2b(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), digest_size=16).digest()
+def _digest(t):
+    "A tensor's numbers in short"
+    try: return blake2b(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), digest_size=16).digest()
+    except RuntimeError: return b'unreadable'      # it escaped from a transform, or has no storage
 
 def _parts(value):
     "What a value is made of, by name"
@@ -361,9 +363,10 @@ def _facts(value, place='model', seen=None):
     if isinstance(value, torch.Generator): return {place: _digest(value.get_state())}
     if isinstance(value, np.ndarray): return {place: value.tobytes()}
     if isinstance(value, np.random.Generator): return {place: repr(value.bit_generator.state).encode()}
+    if isinstance(value, random.Random): return {place: repr(value.getstate()).encode()}
     if id(value) in seen: return {}
     parts = _parts(value)
-    if not parts: return {place: repr(value)}
+    if not parts: return {place: re.sub(r' at 0x\w+', '', repr(value))}      # an address is no fact
     seen.add(id(value))
     for k,v in parts.items(): facts |= _facts(v, f'{place}.{k}', seen)
     return facts
@@ -372,7 +375,7 @@ def _changed(before, after):
     "The first place that differs"
     return next((k for k in before | after if before.get(k) != after.get(k)), None)
 
-# %% ../nbs/01e_engine.ipynb #8d0664a9
+# %% ../nbs/01e_engine.ipynb #3f6b5827
 class _Record(NamedTuple):
     "One update of all models, made the plain way"
     group: int       # Which group of rows it took
@@ -409,8 +412,12 @@ def _misfit(runs, models, groups, records):
         if _far(value[:, None], r.loss[:, None].to(value), [1]): return "losses"
         if _far(state[1]/(1 - BETAS[0]), r.grad, sizes): return "gradients"
 
-# %% ../nbs/01e_engine.ipynb #39a3d94f
-def _hooked(model): return any(h for m in model.modules() for k,h in vars(m).items() if k.endswith(('forward_hooks', 'backward_hooks', 'pre_hooks'))) or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters())
+# %% ../nbs/01e_engine.ipynb #c756466c
+_HOOKS = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks'
+
+def _hooked(model):
+    "Whether others want to be called when the model runs"
+    return any(getattr(m, k) for m in model.modules() for k in _HOOKS) or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters())
 
 def _check_alike(models):
     "Refuse what cannot be one group"
@@ -437,7 +444,7 @@ def _side_effect(models, make, loss, device):
         return made,"forward draws from the global random state"
     return made,place and f"forward changes {place}"
 
-# %% ../nbs/01e_engine.ipynb #97d03aa9
+# %% ../nbs/01e_engine.ipynb #29eb24ec
 class Way(NamedTuple):
     "How a run makes its updates"
     groups: list         # `(x, y)` of each group of rows
@@ -446,7 +453,7 @@ class Way(NamedTuple):
     why: str|None        # What stood in the way of a faster one; None if nothing did
     facts: list          # What each model was when this was found out
 
-def _in_a_line(e): return ' '.join([type(e).__name__, *str(e).strip().splitlines()[:1]])
+def _in_a_line(e): return ' '.join([type(e).__name__, *str(e).strip().splitlines()[:1]])[:160]
 
 def _fast_runs(update, groups, models, record, compile):
     "The update for each group, compiled where that is wanted and can be done; and why not"
@@ -485,12 +492,16 @@ def _examined(models, groups, batch_size, loss, seeds, compile, device):
     except Exception as e: return plain(f"the model cannot be copied ({type(e).__name__})")
     with torch.enable_grad(): records,why = _side_effect(copies, lambda: list(_records(copies, groups, batch_size, loss, seeds)), loss, device)
     if why: return plain(why)
+    before = _facts(copies[0])
     with torch.no_grad():
-        runs,failed = _fast_runs(_update_for(models[0], loss, len(models)), groups, models, records[0], compile)
+        runs,failed = _fast_runs(_update_for(copies[0], loss, len(models)), groups, models, records[0], compile)
         if failed and len(models) == 1: return None,False,failed
         try: misfit = _misfit(runs, models, groups, records)
         except Exception as e: return plain(f"`torch.func` does not take it: {_in_a_line(e)}")
-    return plain(f"its {misfit} would differ from those of plain updates") if misfit else (runs,bool(compile) and not failed,failed)
+    if misfit: return plain(f"its {misfit} would differ from those of plain updates")
+    if place := _changed(before, _facts(copies[0])): return plain(f"weights that are handed in leave traces in {place}")
+    compiled = bool(compile) and not failed
+    return runs if compiled else [_update_for(models[0], loss, len(models))]*len(groups),compiled,failed
 
 # %% ../nbs/01e_engine.ipynb #f0fbf1e3
 def _stepper(run, state, pool):
@@ -514,6 +525,7 @@ def _touched(models, way):
 def _side_by_side(models, way, lr, loss, inputs, turn):
     "Adam updates of all models at once, as long as nobody changes more than weights"
     for m in models: m.train()
+    params = [list(_trainable(m).values()) for m in models]
     with stacked(models) as theta:
         state,fixed = [theta, torch.zeros_like(theta), torch.zeros_like(theta)],_fixed_values(models)
         scales,done,place = (s for i in count() for s in adam_scales(lr, 1 + i*BLOCK, theta)),0,_touched(models, way)
@@ -524,9 +536,9 @@ def _side_by_side(models, way, lr, loss, inputs, turn):
             steps[i](next(scales), *next(inputs[i]))
             if (yield):
                 place = _touched(models, way)
-                for m,row in zip(models, theta): _as_view(list(_trainable(m).values()), row)
+                for ps,row in zip(params, theta): _as_view(ps, row)
     warnings.warn(f"from update {done + 1:,} on the plain way is taken, since {place} was changed", stacklevel=2)
-    yield from _plain(models, way.groups, lr, loss, inputs, turn, (done, *state[1:]))
+    yield from _plain(models, way.groups, lr, loss, inputs, turn, (done, params, *state[1:]))
 
 # %% ../nbs/01e_engine.ipynb #da7908d1
 def updates(

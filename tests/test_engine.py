@@ -23,11 +23,14 @@ compiled_cases = pytest.mark.parametrize('name, seeds, dtype', [('ebt2', [3], to
 
 @contextmanager
 def precision(dtype):
-    "Weights, noise and data made within are of this type"
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    "Models and data made within by `models_of`, `made` and `data` are of this type"
+    global PRECISION
+    PRECISION = dtype
     try: yield
-    finally: torch.set_default_dtype(before)
+    finally: PRECISION = torch.float32
+
+PRECISION = torch.float32
+def made(build, seed): return build(seed).to(PRECISION)
 
 @pytest.fixture
 def double():
@@ -36,10 +39,10 @@ def double():
 def data(seed, n=N):
     "Random inputs and targets"
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(n, D_X, generator=g),torch.randn(n, D_Y, generator=g)
+    return torch.randn(n, D_X, generator=g, dtype=PRECISION),torch.randn(n, D_Y, generator=g, dtype=PRECISION)
 
 def splits(seed=0): return [TensorDataset(*data(seed + i, n)) for i,n in enumerate((N, 6, 6))]
-def models_of(name, seeds): return [BUILD[name](s) for s in seeds]
+def models_of(name, seeds): return [made(BUILD[name], s) for s in seeds]
 def weights(model): return torch.cat([p.detach().flatten() for p in model.parameters()])
 def slopes(model): return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()])   # an energy's last bias has none
 def assert_near(a, b, tol=1e-10): torch.testing.assert_close(a, b, rtol=tol, atol=tol)
@@ -108,9 +111,9 @@ def test_one_seed_like_by_hand(name, dtype, seed, data_seed):
     assert_like_by_hand(name, [seed], dtype, data_seed, 5)
     with precision(dtype):   # here the weights keep the gradient, and the loss can listen
         x,y,losses = *data(data_seed),[]
-        model = BUILD[name](seed)
+        model = made(BUILD[name], seed)
         with closing(updates([model], x, y, BATCH, LR, lambda p,t: losses.append(F.mse_loss(p, t)) or losses[-1], [seed])) as stream: next(stream)
-        expected,loss = by_hand(BUILD[name](seed), x, y, seed, 1)
+        expected,loss = by_hand(made(BUILD[name], seed), x, y, seed, 1)
         assert_near(losses[0].detach(), loss, TOLERANCE[dtype])
         assert_near(slopes(model), slopes(expected), TOLERANCE[dtype])
 
@@ -126,7 +129,7 @@ def test_compiled_like_by_hand(name, seeds, dtype): assert_like_by_hand(name, se
 @pytest.mark.parametrize('seeds', [[1], [1, 2]], ids=str)
 def test_over_the_end_of_a_block(double, seeds):
     x,y = data(0)
-    for s,t in zip(seeds, trained(models_of('ebt2', seeds), x, y, seeds, BLOCK + 3)): assert_near(weights(t), weights(by_hand(BUILD['ebt2'](s), x, y, s, BLOCK + 3)[0]))
+    for s,t in zip(seeds, trained(models_of('ebt2', seeds), x, y, seeds, BLOCK + 3)): assert_near(weights(t), weights(by_hand(made(BUILD['ebt2'], s), x, y, s, BLOCK + 3)[0]))
 
 # Seeds side by side are the same as seeds alone
 
@@ -141,7 +144,7 @@ def test_a_seed_in_a_group_is_the_seed_alone(double, name):
     group = models_of(name, seeds)
     together = run(group, seeds)
     for i,s in enumerate(seeds):
-        alone = BUILD[name](s)
+        alone = made(BUILD[name], s)
         history = run(alone, s)
         assert_near(weights(group[i]), weights(alone))
         assert_near(torch.tensor(together.of_seed(i)['test_loss']), torch.tensor(history['test_loss']))
@@ -172,12 +175,12 @@ class Own(nn.Module):
 @pytest.mark.parametrize('compile', [False, True])
 def test_frozen_things_stay_as_they_are(double, compile):
     seeds = [3, 0, 1]
-    group,(x,y) = [Own(s) for s in seeds],data(0)
+    group,(x,y) = [made(Own, s) for s in seeds],data(0)
     before = copy.deepcopy(group)
     trained(group, x, y, seeds, 6, compile)
     for s,m,old in zip(seeds, group, before):
         assert torch.equal(m.frozen, old.frozen) and torch.equal(m.shift, old.shift) and not m.frozen.requires_grad
-        assert_near(weights(m), weights(trained([Own(s)], x, y, [s], 6)[0]))
+        assert_near(weights(m), weights(trained([made(Own, s)], x, y, [s], 6)[0]))
         assert_near(weights(m), weights(by_hand(old, x, y, s, 6)[0]))
 
 # Adam
@@ -250,13 +253,20 @@ class Normalised(nn.Sequential):
     "A network with BatchNorm"
     def __init__(self, seed): super().__init__(engine.mlp(D_X, 4, 8, 'tanh', seed), nn.BatchNorm1d(4), engine.mlp(4, D_Y, 8, 'tanh', seed))
 
-@pytest.mark.parametrize('seeds, compile', [([0, 1], False), ([0], True)], ids=str)
-def test_batchnorm_is_refused(seeds, compile):
-    models = [Normalised(s) for s in seeds]
-    before = [copy.deepcopy(m.state_dict()) for m in models]
-    with pytest.raises(ValueError, match='BatchNorm.*LayerNorm.*compile=False'): run(models if len(seeds) > 1 else models[0], seeds if len(seeds) > 1 else 0, compile=compile)
-    for m,old in zip(models, before):
-        for k,v in m.state_dict().items(): assert torch.equal(v, old[k])
+def test_batchnorm_is_not_compiled():
+    model = Normalised(0)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="compile: expected a model that computes the same when compiled, but forward changes model.1.running_mean; 'auto' trains it uncompiled"): run(model, 0, compile=True)
+    for k,v in model.state_dict().items(): assert torch.equal(v, before[k])
+
+def test_batchnorm_trains_one_seed_after_another():
+    models,lines = [Normalised(s) for s in (0, 1)],[]
+    run(models, [0, 1], report=lines.append)
+    assert 'One seed after another: forward changes model.1.running_mean' in lines
+    for s,m in enumerate(models):
+        alone = Normalised(s)
+        run(alone, s)
+        assert all(torch.equal(v, w) for v,w in zip(m.state_dict().values(), alone.state_dict().values()))
 
 def test_batchnorm_trains_alone_and_uncompiled():
     model = Normalised(0)
@@ -298,7 +308,7 @@ class Tied(nn.Module):
 @pytest.mark.parametrize('build', [Hidden, Tied])
 def test_unusual_modules_in_a_group(double, build):
     seeds,(x,y) = [3, 0],data(0)
-    for s,m in zip(seeds, trained([build(s) for s in seeds], x, y, seeds, 6)): assert_near(weights(m), weights(by_hand(build(s), x, y, s, 6)[0]))
+    for s,m in zip(seeds, trained([made(build, s) for s in seeds], x, y, seeds, 6)): assert_near(weights(m), weights(by_hand(made(build, s), x, y, s, 6)[0]))
 
 def test_a_callback_that_returns_false_ends_a_group(double):
     models,seeds = models_of('ebt2', [0, 1, 2]),[0, 1, 2]
@@ -316,7 +326,7 @@ def test_models_that_differ_only_in_settings():
     assert_near(weights(models[1]), weights(alone), 1e-5)
 
 def test_ctrl_c_in_the_first_of_several_groups(monkeypatch):
-    cost = update_work(BUILD['ffn'](0), *splits()[0].tensors, BATCH, F.mse_loss).bytes
+    cost = update_work(made(BUILD['ffn'], 0), *splits()[0].tensors, BATCH, F.mse_loss).bytes
     monkeypatch.setattr(training, 'free_memory', lambda device: 2*cost)   # one seed at a time
     def stop(*_): raise KeyboardInterrupt
     models = training.train_models(BUILD['ffn'], splits(), seeds=[0, 1], num_steps=2, batch_size=BATCH, compile=False, callback=stop)

@@ -16,15 +16,9 @@ test_energy_model.__test__ = False   # a function of the library, not a test
 quick = settings(max_examples=15, deadline=None, database=None)
 
 def reader(seed): return TokenEncoder(8, 1, 2, seed)
-BUILD = dict(ffn=lambda seed: FeedForward(8, 10, 8, 'silu', seed, encoder=reader(seed)),
-             ebt=lambda seed: EBT(EnergyFunction(8, 10, 8, seed), 10, 3, encoder=reader(seed)))
+BUILD = dict(ffn=lambda seed: FeedForward(8, 10, 8, 'silu', seed, encoder=reader(seed)).double(),
+             ebt=lambda seed: EBT(EnergyFunction(8, 10, 8, seed), 10, 3, encoder=reader(seed)).double())
 each_model = pytest.mark.parametrize('name', BUILD)
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 def texts(n, seed=0, parens=True):
     "Random expressions of 7 to 61 tokens and random labels"
@@ -80,7 +74,7 @@ def test_a_seed_in_a_group_is_the_seed_alone(name):
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 40), extra=st.integers(0, 20))
 def test_a_prediction_depends_on_its_row_alone(name, seed, n, extra):
     model,(x,_) = BUILD[name](0).eval(),texts(n, seed)
-    y0 = [torch.randn(n, 10)] if name == 'ebt' else []
+    y0 = [torch.randn(n, 10, dtype=torch.float64)] if name == 'ebt' else []
     p = model(x, *y0).detach()
     assert_near(model(F.pad(x, (0, extra)), *y0).detach(), p)
     assert_near(model(texts(n, seed, parens=False)[0], *y0).detach(), p)
@@ -115,7 +109,6 @@ def test_labels_without_texts():
     assert test_energy_model(model) > 0.8 and test_energy_model(model) == pytest.approx((predict(model, xs[2]).argmax(-1) == data[2].tensors[1]).double().mean().item())
 
 def test_run_main_on_listops():
-    torch.set_default_dtype(torch.float32)
     lines,small = [],dict(num_steps=6, latent_dim=8, encoder=reader)
     r = run_main('listops', 2, 60, 20, 20, ebt_config=small, ffn_config=small, seeds=2, report=lines.append, progress=False, task_options=dict(ood='depth', max_depth=4, min_length=7))
     said = '\n'.join(lines)
