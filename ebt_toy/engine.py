@@ -205,7 +205,7 @@ def _plain(models, groups, lr, loss, inputs, turn, adam=None):
             if not value.requires_grad: raise ValueError(f"model: {_UNTRAINABLE}")
             value.backward()
             opt.step()
-            losses.append(value.detach())
+            losses.append(value)
         yield losses
 
 def _give_state(opt, params, step, m, v):
@@ -338,7 +338,7 @@ def choose_compile(
     yes = seconds > shapes*WORTH_SECONDS if compile == 'auto' else bool(compile)
     return yes,f"{calls:,} calls an update, about {seconds:.3g} s in all" if compile == 'auto' else "as asked"
 
-# %% ../nbs/01e_engine.ipynb #44077a54
+# %% ../nbs/01e_engine.ipynb #a1a25da9
 _EVERY_MODULE = {*vars(nn.Module()), 'training'}   # attributes that say nothing about a model
 
 def _digest(t):
@@ -375,7 +375,7 @@ def _changed(before, after):
     "The first place that differs"
     return next((k for k in before | after if before.get(k) != after.get(k)), None)
 
-# %% ../nbs/01e_engine.ipynb #3f6b5827
+# %% ../nbs/01e_engine.ipynb #dda848eb
 class _Record(NamedTuple):
     "One update of all models, made the plain way"
     group: int       # Which group of rows it took
@@ -394,7 +394,7 @@ def _records(models, groups, batch_size, loss, seeds):
     stream = _plain(models, groups, 1e-3, loss, [noted(z) for z in _inputs(models, groups, batch_size, seeds)], iter(order))
     for i in order:
         theta = torch.stack([_flat(_trainable(m).values()) for m in models])
-        losses = torch.stack(next(stream))
+        losses = torch.stack(next(stream)).detach()
         yield _Record(i, drawn[-1], theta, torch.stack([_grads(m) for m in models]), losses)
 
 def _far(a, b, sizes):
@@ -412,7 +412,7 @@ def _misfit(runs, models, groups, records):
         if _far(value[:, None], r.loss[:, None].to(value), [1]): return "losses"
         if _far(state[1]/(1 - BETAS[0]), r.grad, sizes): return "gradients"
 
-# %% ../nbs/01e_engine.ipynb #c756466c
+# %% ../nbs/01e_engine.ipynb #83e6e4de
 _HOOKS = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks'
 
 def _hooked(model):
@@ -444,7 +444,7 @@ def _side_effect(models, make, loss, device):
         return made,"forward draws from the global random state"
     return made,place and f"forward changes {place}"
 
-# %% ../nbs/01e_engine.ipynb #29eb24ec
+# %% ../nbs/01e_engine.ipynb #cea63f0a
 class Way(NamedTuple):
     "How a run makes its updates"
     groups: list         # `(x, y)` of each group of rows
