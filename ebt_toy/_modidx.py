@@ -459,6 +459,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'ebt_toy.training._plan': ('training.html#_plan', 'ebt_toy/training.py'),
                                   'ebt_toy.training._portions': ('training.html#_portions', 'ebt_toy/training.py'),
                                   'ebt_toy.training._readable': ('training.html#_readable', 'ebt_toy/training.py'),
+                                  'ebt_toy.training._ready': ('training.html#_ready', 'ebt_toy/training.py'),
                                   'ebt_toy.training._run': ('training.html#_run', 'ebt_toy/training.py'),
                                   'ebt_toy.training._threads_for': ('training.html#_threads_for', 'ebt_toy/training.py'),
                                   'ebt_toy.training._timed': ('training.html#_timed', 'ebt_toy/training.py'),

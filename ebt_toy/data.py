@@ -54,6 +54,7 @@ def random_states_kept(
         try: yield
         finally: random.setstate(ours), np.random.set_state(theirs)
 
+# %% ../nbs/00_data.ipynb #fdfbaf38
 @contextmanager
 def seeded(
     seed:int,         # Any non-negative integer
@@ -299,6 +300,7 @@ def check_data(
         if len(ds) != n: raise ValueError(f"{name}, {s} set: expected {n} samples, got {len(ds)}")
     return SyntheticData(*splits, input_dim, output_dim)
 
+# %% ../nbs/00_data.ipynb #98894e1d
 def create_synthetic_data(
     task:str,               # A registered task: 'add', 'multiply', 'listops' or one of your own
     size_train:int=10000,   # Training samples

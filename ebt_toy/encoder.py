@@ -128,6 +128,7 @@ class Encoded(nn.Module):
     def prepare(self, x): return x.float() if self.encoder is None and not x.is_floating_point() else prepared(self.encoder, x)
     def context(self, x): return x if self.encoder is None else self.encoder(x)
 
+# %% ../nbs/02a_encoder.ipynb #3b00f8ea
 def _is_factory(given):
     "Whether something is called with a seed, or with nothing, to make a part of a model"
     try: params = inspect.signature(given).parameters.values()
@@ -147,6 +148,7 @@ def own_part(
     if isinstance(given, nn.Module) or not callable(given) or not _is_factory(given): return copy.deepcopy(given)
     with seeded(seed, name): return given(seed=seed) if 'seed' in inspect.signature(given).parameters else given()
 
+# %% ../nbs/02a_encoder.ipynb #dcdf0c3d
 def encoder_for(
     x:Tensor,               # What is to be read
     make,                   # A module with an attribute `dim`, or `seed -> module`; None makes a `TokenEncoder` for texts and nothing for vectors

@@ -356,6 +356,7 @@ def _parts(value):
     if isinstance(value, types.FunctionType): return dict(enumerate([value.__defaults__, value.__kwdefaults__, *(c.cell_contents for c in value.__closure__ or ())]))
     return {} if isinstance(value, (type, types.ModuleType)) else getattr(value, '__dict__', {})
 
+# %% ../nbs/01e_engine.ipynb #e6aa7191
 def _facts(value, place='model', seen=None):
     "What a model consists of, by place: numbers and texts as they are written, tensors as digests, of trainable weights the shape alone"
     seen,facts = set() if seen is None else seen,{}
@@ -397,6 +398,7 @@ def _records(models, groups, batch_size, loss, seeds):
         losses = torch.stack(next(stream)).detach()
         yield _Record(i, drawn[-1], theta, torch.stack([_grads(m) for m in models]), losses)
 
+# %% ../nbs/01e_engine.ipynb #adb72345
 def _far(a, b, sizes):
     "Do gradients of several models differ by more than rounding errors, in any of the weights?"
     tol = torch.finfo(b.dtype).eps**0.5
@@ -465,6 +467,7 @@ def _fast_runs(update, groups, models, record, compile):
     warnings.warn(f"training goes on uncompiled, since {why}", stacklevel=2)
     return [update]*len(groups),why
 
+# %% ../nbs/01e_engine.ipynb #4a790400
 def choose_way(
     models:list,             # Modules of one architecture, one per seed; left as they are
     x:Tensor,                # `(n, d_x)`: vectors, or rows of token ids filled up with zeros
@@ -482,6 +485,7 @@ def choose_way(
         runs,compiled,why = _examined(models, groups, batch_size, loss, seeds, compile, x.device)
     return Way(groups, runs, compiled, why, list(map(_facts, models)))
 
+# %% ../nbs/01e_engine.ipynb #403451f1
 def _examined(models, groups, batch_size, loss, seeds, compile, device):
     "Runs for each group (None is the plain way), whether they are compiled, and what stands in the way"
     def plain(why):
@@ -518,6 +522,7 @@ def _stepper(run, state, pool):
         ready(*inputs)
     return step
 
+# %% ../nbs/01e_engine.ipynb #b713cba5
 def _touched(models, way):
     "Where a model is another than it was when the way was chosen"
     return next((k for m,b in zip(models, way.facts) if (k := _changed(b, _facts(m)))), None)
@@ -557,6 +562,7 @@ def updates(
     inputs,turn = _inputs(models, way.groups, batch_size, seeds),iter(turns(len(way.groups)))
     return _plain(models, way.groups, lr, loss, inputs, turn) if way.runs is None else _side_by_side(models, way, lr, loss, inputs, turn)
 
+# %% ../nbs/01e_engine.ipynb #784fa347
 def update_work(
     model:nn.Module,    # Left as it is
     x:Tensor,           # `(n, d_x)`

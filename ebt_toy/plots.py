@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 
 from .data import ID_LIMIT, SyntheticData, check_count, check_positive, generator, uniform
 from .ebt import EBT, Path, checked_energy, trace
+from .engine import noise_for
 from .runner import wilson
 from .training import predict
 
@@ -271,7 +272,7 @@ def plot_landscape_training(
     planes = [energy_plane(m, x, dims, limits) for m in models_by_step.values()]
     planes = [p._replace(energies=p.energies - p.energies.min()) for p in planes]
     heights = contour_levels(np.stack([p.energies for p in planes]))
-    if y0 is None: y0 = next(iter(models_by_step.values())).noise(8, generator(0, 'guess', device=x.device))
+    if y0 is None: y0, = noise_for(next(iter(models_by_step.values())), 8, device=x.device)
     axes = fig.subplots(1, len(planes), squeeze=False)[0]
     for ax,(step,model),plane in zip(axes, models_by_step.items(), planes):
         path = trace(model, _one_question(x).expand(len(y0), -1), y0=y0)

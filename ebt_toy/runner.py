@@ -267,6 +267,7 @@ def _data_for(task, data, sizes, device, options):
     data = SyntheticData(*(TensorDataset(*(t.to(device) for t in ds.tensors)) for ds in data[:3]), *data[3:])
     return data,sizes | given | dict(vec_size=None),device
 
+# %% ../nbs/05_runner.ipynb #6c66e0a9
 def run_main(
     task:str='add',               # A registered task
     vec_size:int=10,              # Numbers in each operand

@@ -65,6 +65,7 @@ def _portions(x, batch_size):
     size = lambda g: batch_size if g.is_floating_point() else max(1, min(batch_size, TOKENS_AT_ONCE//g.shape[1]))
     return [part for g,rows in groups for part in zip(g.split(size(g)), rows.split(size(g)))]
 
+# %% ../nbs/02_training.ipynb #fef97937
 @torch.no_grad()
 def predict(
     model:nn.Module,        # Any model
@@ -155,6 +156,7 @@ def _check_scoring(scoring, p, y):
         value = getattr(scoring, name)(p, y)
         if not isinstance(value, Tensor) or value.numel() != 1: raise ValueError(f"scoring: expected a {name} that is one number, got {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}")
 
+# %% ../nbs/02_training.ipynb #7627bafb
 def _evaluate_one(model, splits, scoring):
     "For one model: loss and metric on each split, and what it wants monitored"
     row = {}
@@ -226,6 +228,7 @@ def check_splits(
     if output_dim is None: output_dim = y.shape[-1] if y.is_floating_point() else 1 + max(int(d.tensors[1].max()) for d in datasets)
     return {n[:-8]: check_dataset(n, d, input_dim, output_dim).tensors for n,d in zip(names, datasets)}
 
+# %% ../nbs/02_training.ipynb #91cce77e
 def _check_place():
     "Refuse to train where gradients are switched off or numbers are coarser than the weights"
     places = {'torch.inference_mode': torch.is_inference_mode_enabled(), 'torch.no_grad': not torch.is_grad_enabled(),
@@ -246,6 +249,7 @@ def _as_trained(models, splits, say):
         result[name] = prepared(models[0], x),y
     return result
 
+# %% ../nbs/02_training.ipynb #d5e6d802
 def _watch(models, splits, scoring, history, report, callback, many, step):
     "Evaluate, record and report; is the run to go on?"
     history.add(dict(step=step) | _evaluate_all(models, splits, scoring, many))
@@ -329,7 +333,7 @@ def _run(models, x, y, history, loss, seeds, compile, wanted, say, watch, progre
     return history
 
 # %% ../nbs/02_training.ipynb #67c32a18
-def _plan(models, x, y, scoring, seeds, num_steps, batch_size, lr, eval_every, compile):
+def _plan(models, x, y, scoring, seeds, many, num_steps, batch_size, lr, eval_every, compile, say):
     "Settings of a run, seeds to train at once, whether and why to compile"
     num_steps,batch_size,lr = check_count('num_steps', num_steps),min(check_count('batch_size', batch_size), len(x)),check_positive('lr', lr)
     eval_every = max(1, num_steps//10) if eval_every is None else check_count('eval_every', eval_every)
@@ -340,7 +344,17 @@ def _plan(models, x, y, scoring, seeds, num_steps, batch_size, lr, eval_every, c
     wanted,why = choose_compile(compile, cost.calls, num_steps, len(length_groups(x, y, batch_size)))
     settings = dict(num_steps=num_steps, batch_size=batch_size, lr=lr, eval_every=eval_every, compile=wanted, update_flops=cost.flops)
     large = x.device.type == 'cpu' and _work(models[0], x, batch_size) >= SMALL_WORK     # then one keeps all cores busy
-    return settings,1 if large else seeds_at_once(cost.bytes, free_memory(x.device), len(models)),wanted and compile,why
+    size = 1 if large else seeds_at_once(cost.bytes, free_memory(x.device), len(models))
+    say(describe_budget(num_steps, batch_size, len(x)))
+    if many: say(f"{len(models)} seeds, {size} at a time; medians below")
+    return settings,size,wanted and compile,why
+
+def _ready(models, datasets, seeds, say):
+    "Seeds, one per model, and the data as the models want them"
+    _check_place()
+    seeds = seed_list(seeds)
+    if len(seeds) != len(models): raise ValueError(f"seeds: expected as many as models ({len(models)}), got {len(seeds)}")
+    return seeds,_as_trained(models, check_splits(datasets), say)
 
 def merge_histories(
     histories:list   # Of the same run, each with one or more seeds
@@ -373,15 +387,10 @@ def fit(
 ) -> History:                     # What happened
     "Train with Adam; raises `ValueError` on bad input and `DivergedError` when no loss is finite any more"
     many,models,say = seeds is not None,model if isinstance(model, list) else [model],report or (lambda line: None)
-    _check_place()
-    seeds = seed_list(seeds if many else [seed])
-    if len(seeds) != len(models): raise ValueError(f"seeds: expected as many as models ({len(models)}), got {len(seeds)}")
-    splits = _as_trained(models, check_splits((train_dataset, val_dataset, test_dataset)), say)
+    seeds,splits = _ready(models, (train_dataset, val_dataset, test_dataset), seeds if many else [seed], say)
     (x,y),n_val = splits['train'],len(splits['val'][0])
     scoring = scoring or scoring_for(y)
-    settings,size,compile,why = _plan(models, x, y, scoring, seeds, num_steps, batch_size, lr, eval_every, compile)
-    say(describe_budget(settings['num_steps'], settings['batch_size'], len(x)))
-    if many: say(f"{len(models)} seeds, {size} at a time; medians below")
+    settings,size,compile,why = _plan(models, x, y, scoring, seeds, many, num_steps, batch_size, lr, eval_every, compile, say)
     watched,histories = splits | dict(train=(x[:n_val], y[:n_val])),[]
     def watch(models, history, step): return _watch(models, watched, scoring, history, report, callback, many, step)
     for i in range(0, len(models), size):
