@@ -20,14 +20,26 @@ from .listops import OPERATORS, PAD, TOKEN_ID, VOCAB
 # %% ../nbs/02a_encoder.ipynb #bd92919e
 OPENING,CLOSING,SILENT = tuple(TOKEN_ID[o] for o in OPERATORS),(TOKEN_ID[']'],),(TOKEN_ID['('], TOKEN_ID[')'])   # ids of ListOps
 
+def _usual(x): return x.long() if x.dtype in (torch.uint16, torch.uint32, torch.uint64) else x   # PyTorch hardly computes with these
+
+def _told(x, silent):
+    "Which tokens remain"
+    told = x != PAD
+    for i in silent: told &= x != i
+    return told
+
 def without(
     x:Tensor,      # Rows of token ids, `(n, width)`
     silent:tuple   # Ids to leave out
 ) -> Tensor:       # `(n, width of the longest row that remains)`
-    "Rows without some of their tokens, closed up and padded at the end"
-    keep = (x != PAD)&~torch.isin(x, torch.tensor(silent, device=x.device))
-    order = (~keep).byte().argsort(dim=1, stable=True)
-    return torch.where(keep, x, PAD).gather(1, order)[:, :max(1, int(keep.sum(1).max()))]
+    "Rows without some of their tokens, closed up and padded at the end; of any whole type, in little more memory than it fills"
+    x = _usual(x)
+    parts = x.split(max(1, 2**20//max(1, x.shape[1])))       # about a million tokens at a time
+    lengths = [_told(part, silent).sum(1, keepdim=True) for part in parts]
+    rows = x.new_full((len(x), max([1, *(int(n.max()) for n in lengths if len(n))])), PAD)
+    places = torch.arange(rows.shape[1], device=x.device)
+    for part,n,row in zip(parts, lengths, rows.split(max(1, len(parts[0])))): row.masked_scatter_(places < n, part.masked_select(_told(part, silent)))
+    return rows
 
 # %% ../nbs/02a_encoder.ipynb #2445ab31
 def nesting(
@@ -96,6 +108,8 @@ class TokenEncoder(nn.Module):
     ):
         super().__init__()
         for name,value in dict(dim=dim, n_layers=n_layers, n_heads=n_heads, n_tokens=n_tokens, levels=levels).items(): check_count(name, value)
+        for name,ids in dict(opening=opening, closing=closing, silent=silent).items():
+            if not all(isinstance(i, int) and i >= 0 for i in ids): raise ValueError(f"{name}: expected token ids, got {tuple(ids)!r}")
         if dim % (2*n_heads): raise ValueError(f"dim: expected an even multiple of n_heads={n_heads}, got {dim}")
         self.dim,self.n_tokens,self.opening,self.closing,self.silent = dim,n_tokens,tuple(opening),tuple(closing),tuple(silent)
         self.config = dict(dim=dim, n_layers=n_layers, n_heads=n_heads, n_tokens=n_tokens, levels=levels, opening=self.opening, closing=self.closing, silent=self.silent)
@@ -105,14 +119,15 @@ class TokenEncoder(nn.Module):
 
     def prepare(self, x):
         "Rows without the tokens that need not be read; raises `ValueError` for ids it does not know"
-        if x.is_floating_point() or x.ndim != 2: raise ValueError(f"x: expected rows of token ids, got {x.dtype} of shape {tuple(x.shape)}")
+        if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool or x.ndim != 2: raise ValueError(f"x: expected rows of token ids, got {x.dtype} of shape {tuple(x.shape)}")
+        x = _usual(x)
         if x.numel() and not 0 <= x.min() <= x.max() < self.n_tokens: raise ValueError(f"x: expected token ids in 0 to {self.n_tokens - 1}, got {x.min()} to {x.max()}")
         return without(x, self.silent)
 
     def forward(self, x):   # (b, width) -> (b, dim)
         "Contexts; within a transform the rows must have been prepared"
         if not transformed(): x = self.prepare(x)
-        h = self.token(x) + self.level(nesting(x, self.opening, self.closing).clamp(0, self.level.num_embeddings - 1))
+        h = self.token(x.long()) + self.level(nesting(x, self.opening, self.closing).clamp(0, self.level.num_embeddings - 1))
         for block in self.blocks: h = block(h, x != PAD)
         return self.norm(h[:, 0])
 

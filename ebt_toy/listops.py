@@ -49,19 +49,24 @@ class ListOpsError(ValueError):
     def __reduce__(self): return type(self),(self.problem, self.token, self.offset)   # survives the trip between processes
 
 # %% ../nbs/01_listops.ipynb #e4c523f8
+def _wrong(text, problem, i):
+    "The error for token `i` of a text"
+    offset = next((m.start() for j,m in enumerate(re.finditer(r'\S+', text)) if j == i), len(text))
+    return ListOpsError(problem, i, offset)
+
 def _scan(text):
-    "The tokens of `text` as `(token, index, offset)`"
+    "The tokens of a text"
     if not isinstance(text, str): raise ListOpsError(f"text: expected a string, got {type(text).__name__}")
-    found = [(m[0], i, m.start()) for i,m in enumerate(re.finditer(r'\S+', text))]
-    for token,i,offset in found:
-        if token not in TOKEN_ID: raise ListOpsError(f"unknown token {token[:20]!r}", i, offset)
-    return found
+    tokens = text.split()
+    for i,token in enumerate(tokens):
+        if token not in TOKEN_ID: raise _wrong(text, f"unknown token {token[:20]!r}", i)
+    return tokens
 
 def tokenize(
     text:str        # Tokens with blanks between them
 ) -> list[int]:     # Ids, 1 to 17
     "Text as token ids; raises `ListOpsError` at an unknown token"
-    return [TOKEN_ID[token] for token,_,_ in _scan(text)]
+    return [TOKEN_ID[token] for token in _scan(text)]
 
 def detokenize(
     ids      # Ids as a list, a row of a tensor or an array; padding at the end is dropped
@@ -104,22 +109,23 @@ def render(
     return ' '.join(out)
 
 # %% ../nbs/01_listops.ipynb #91258473
-def _build(found, end):
-    "Tree of scanned tokens that hold no parentheses; `end` is the position past the last one"
+def _build(text, tokens):
+    "Tree of the tokens of a text, whatever parentheses it has"
     nodes,n_args,unclosed = [],[],[]   # unclosed: indices of the operators still open
-    for token,*where in found:
-        if nodes and not unclosed: raise ListOpsError(f"trailing text {token!r} after a complete expression", *where)
+    for i,token in enumerate(tokens):
+        if token in ('(', ')'): continue
+        if nodes and not unclosed: raise _wrong(text, f"trailing text {token!r} after a complete expression", i)
         if token == ']':
-            if not unclosed: raise ListOpsError("']' closes no operator", *where)
-            if not n_args[unclosed[-1]]: raise ListOpsError(f"operator {nodes[-1]!r} has no arguments", *where)
+            if not unclosed: raise _wrong(text, "']' closes no operator", i)
+            if not n_args[unclosed[-1]]: raise _wrong(text, f"operator {nodes[-1]!r} has no arguments", i)
             unclosed.pop()
             continue
         if unclosed: n_args[unclosed[-1]] += 1
         if token in OPERATORS: unclosed.append(len(nodes))
         nodes.append(token)
         n_args.append(0)
-    if unclosed: raise ListOpsError(f"text ends inside {nodes[unclosed[-1]]!r}", *end)
-    if not nodes: raise ListOpsError("empty expression", *end)
+    if unclosed: raise _wrong(text, f"text ends inside {nodes[unclosed[-1]]!r}", len(tokens))
+    if not nodes: raise _wrong(text, "empty expression", len(tokens))
     return Tree(tuple(nodes), tuple(n_args))
 
 # %% ../nbs/01_listops.ipynb #79b8f2a8
@@ -127,13 +133,11 @@ def parse(
     text:str    # An expression with all of its parentheses or with none
 ) -> Tree:      # Renders back to the same tokens
     "Text as a tree, in linear time and at any depth; raises `ListOpsError` where the text is malformed"
-    found = _scan(text)
-    end,stop = (len(found), len(text)),'end of text'
-    plain = [f for f in found if f[0] not in ('(', ')')]
-    tree = _build(plain, end)
-    if len(plain) == len(found): return tree
-    for (token,*where),expected in zip(found + [(stop, *end)], render(tree).split() + [stop]):
-        if token != expected: raise ListOpsError(f"parentheses do not pair from the left: expected {expected!r}, got {token!r}", *where)
+    tokens,stop = _scan(text),['end of text']
+    tree = _build(text, tokens)
+    if '(' not in tokens and ')' not in tokens: return tree
+    for i,(token,expected) in enumerate(zip(tokens + stop, render(tree).split() + stop)):
+        if token != expected: raise _wrong(text, f"parentheses do not pair from the left: expected {expected!r}, got {token!r}", i)
     return tree
 
 # %% ../nbs/01_listops.ipynb #8f54c2a5

@@ -1,15 +1,16 @@
 "Checkpoints: back bit for bit, whole or not at all, every fault a ValueError, and the shipped weights are what their code makes"
-import json, math, os, pickle, shutil, subprocess, sys, tarfile
+import json, math, os, pickle, random, shutil, socket, subprocess, sys, tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, example, given, settings, strategies as st
+from hypothesis import HealthCheck, Phase, example, given, settings, strategies as st
 from torch import nn
 
 import ebt_toy
+from bounds import FULL, bounded
 from ebt_toy import checkpoints
 from ebt_toy.checkpoints import STEPS, load, make_pretrained, packed, pretrained, pretrained_steps, read_checkpoint, save, snapshots, unpacked
 from ebt_toy.data import create_synthetic_data
@@ -158,6 +159,19 @@ def test_a_history_that_diverged_survives(tmp_path):
     assert math.isnan(read_checkpoint(tmp_path/'a.safetensors')[0]['notes']['worst'])
     json.loads(described((tmp_path/'a.safetensors').read_bytes()), parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))
     assert len(load(save(tiny(), tmp_path/'b.safetensors', History())).history) == 0
+
+def nested(n, inside): return inside(nested(n - 1, inside)) if n else 1
+
+@pytest.mark.parametrize('inside, most', [(lambda v: [v], 199), (lambda v: (v,), 99), (lambda v: {'a': v}, 199), (lambda v: {1: v}, 66)], ids=range(4))
+def test_depth_has_one_limit_for_both_ways(tmp_path, inside, most):
+    path = tmp_path/'a.safetensors'
+    assert load(save(tiny(), path, a=nested(most, inside))).notes['a'] == nested(most, inside)
+    for n in (most + 1, 400):
+        with pytest.raises(ValueError, match='notes: expected at most 200 levels'): save(tiny(), path, a=nested(n, inside))
+
+def test_deeper_texts_are_refused(tmp_path):
+    good = content(tmp_path)
+    for text in ('['*203 + ']'*203, '{"a":'*203 + '1' + '}'*203): refused(tmp_path/'bad.safetensors', with_text(good, json.dumps(json.loads(described(good)) | dict(notes=json.loads(text)))), '200 levels')
 
 @pytest.mark.parametrize('value', [object(), {1, 2}, b'bytes', 1j, torch.ones(2), np.array(['a', None])], ids=lambda v: type(v).__name__)
 def test_notes_that_json_cannot_say_are_refused(tmp_path, value):
@@ -315,6 +329,202 @@ def test_a_bad_history(tmp_path):
     good,whole = content(tmp_path),dict(columns=dict(step=[0], val_loss=[1.]), settings={}, status='finished', seconds=1.)
     for change in (dict(columns=dict(step=[0], val_loss=[1., 2.])), dict(columns=dict(step='a')), dict(columns=dict(val_loss=[1.])), dict(columns=3), dict(settings=3), dict(more=1)):
         refused(tmp_path/'bad.safetensors', with_text(good, json.dumps(json.loads(described(good)) | dict(history=whole | change))), 'makes no sense')
+
+# What a file may cost
+
+@pytest.mark.parametrize('make, what', [(os.mkfifo, 'a pipe'), (os.mkdir, 'a folder'), (lambda p: os.symlink('/dev/zero', p), 'a device'), (lambda p: os.symlink('/dev/tty', p), 'a device'),
+                                        (lambda p: socket.socket(socket.AF_UNIX).bind(str(p)), 'a socket')], ids=lambda v: str(v)[:10])
+def test_what_is_no_file_is_not_opened(tmp_path, monkeypatch, make, what):
+    monkeypatch.chdir(tmp_path)                                   # a socket's name is short
+    make(Path('other'))
+    for read in (load, read_checkpoint):
+        with bounded(), pytest.raises(ValueError, match=f'^other: expected a file, got {what}$'): read('other')
+
+def test_a_link_to_a_file_is_a_file(tmp_path):
+    (tmp_path/'link').symlink_to(save(tiny(), tmp_path/'a.safetensors'))
+    assert same(state(load(tmp_path/'link')), state(tiny()))
+
+def raw(header, data=b'', length=None):
+    "A file from the text of its header"
+    header = header.encode()
+    return (len(header) if length is None else length).to_bytes(8, 'little') + header + data
+
+def test_a_header_is_not_longer_than_its_file(tmp_path):
+    good = content(tmp_path)
+    for n in (2**63, 2**40, len(good), len(good) - 7):
+        with bounded(): refused(tmp_path/'bad.safetensors', n.to_bytes(8, 'little') + good[8:], f'got {len(good):,} bytes .*a header of {n:,} bytes')
+
+def test_no_more_is_read_than_the_tensors_fill(tmp_path):
+    path = tmp_path/'bad.safetensors'
+    path.write_bytes(content(tmp_path))
+    os.truncate(path, 10**11)                                     # takes no room on the disk
+    with bounded(), pytest.raises(ValueError, match='got 100,000,000,000 bytes that are none'): load(path)
+
+def test_nothing_is_read_for_a_model_of_another_size(tmp_path):
+    path,w = tmp_path/'bad.safetensors',state(EnergyFunction(4, 2, 4)) | {'net.0.weight': torch.ones(10**11//4, dtype=torch.float32, device='meta')}
+    text,end = json.dumps(json.loads(described(content(tmp_path, EnergyFunction(4, 2, 4))))),0
+    header = {'__metadata__': {'ebt_toy': text}}
+    for k,t in w.items(): header[k],end = dict(dtype='F32', shape=list(t.shape), data_offsets=[end, end + t.nbytes]),end + t.nbytes
+    path.write_bytes(raw(json.dumps(header)))
+    os.truncate(path, path.stat().st_size + end)
+    with bounded(), pytest.raises(ValueError, match=r'net.0.weight: expected real numbers of shape \(4, 6\), got real ones of shape \(25000000000,\)'): load(path)
+
+@pytest.mark.parametrize('names', [lambda n: [f'w{i}' for i in range(n)], lambda n: [f'blocks.{i}.norms.0.weight' for i in range(n)]], ids=['any', 'blocks'])
+def test_layers_are_not_built_for_names_alone(tmp_path, names):
+    config = dict(dim=2, n_heads=1, n_layers=20_000)
+    text = json.dumps(dict(format=1, library='0', model=dict(kind='TokenEncoder', config=config), notes={}, history=None))
+    data = safetensors.torch.save({k: torch.zeros(0) for k in names(20_000)}, {'ebt_toy': text})
+    with bounded(): refused(tmp_path/'bad.safetensors', data, 'expected the weights of this model .240004., got missing')
+
+def test_many_layers_are_loaded_in_time(tmp_path):
+    times = []
+    for n in (25, 200):
+        path = save(TokenEncoder(2, n, 1), tmp_path/'a.safetensors')
+        with bounded() as cost: assert len(load(path).blocks) == n
+        times.append(cost.seconds)
+    assert times[1] < 24*times[0]                                 # eight times as many
+
+@pytest.mark.parametrize('part', ['{"!dict": [' + ','.join(f'[{k*(2**61 - 1)}, 0]' for k in range(20_000)) + ']}', '{"!dict": [[1, 2], [1, 3], [1.0, 2]]}', '[' + '[],'*2_000_000 + '0]', '{"a": 1, "a": 2}',
+    '[' + '{"a":0},'*900_000 + '0]', '"' + 'x'*10**7 + '"', '{"!array": ["<f8", [1000000000000], [0]]}', '{"!array": ["f8,' + 'f8,'*100_000 + 'f8", [1], [0]]}', '{"!array": [["a", "f8"], [1], [0]]}',
+    '{"!array": ["<f8", [1], ["1"]]}', '{"!tuple": "abc"}', '{"!float": "1"}', '{"!float": true}', 'NaN', '-Infinity', '['*10**6, '9'*5000], ids=lambda t: t[:20])
+def test_notes_that_save_does_not_write(tmp_path, part):
+    good = content(tmp_path)
+    text = json.dumps(json.loads(described(good)) | dict(notes=dict(a='@@'))).replace('"@@"', part)
+    with bounded(): refused(tmp_path/'bad.safetensors', with_text(good, text))
+
+def test_the_largest_notes_stay_within_bounds(tmp_path):
+    "What costs most of all that is accepted"
+    for value in ([[]]*(2**17 - 500), [{}]*(2**17 - 500), list(range(10**6)), 'x'*(2**23 - 5000), [f'{i:x}' for i in range(700_000)]):
+        path = save(tiny(), tmp_path/'a.safetensors', a=value)
+        with bounded(): assert load(path).notes['a'] == value
+
+@pytest.mark.parametrize('value', [[[]]*2**17, 'x'*2**23, {k*(2**61 - 1): 0 for k in range(10)}], ids=['parts', 'bytes', 'hashes'])
+def test_what_could_not_be_read_back_is_not_written(tmp_path, value):
+    with pytest.raises(ValueError, match='^notes, history: expected what can be read back'): save(tiny(), tmp_path/'a.safetensors', a=value)
+    for columns in (dict(step=[0, 1], val_loss=[0.]), dict(step=[0], val_loss=['a']), dict(step=[0], val_loss=[None])):
+        with pytest.raises(ValueError, match='history: expected'): save(tiny(), tmp_path/'a.safetensors', History(columns))
+    assert not list(tmp_path.iterdir())
+
+def test_messages_are_short_and_can_be_printed(tmp_path):
+    good,long = content(tmp_path),'\ud800\x1b' + 'x'*10**5
+    model = json.loads(described(good))['model']
+    changes = [dict(model=dict(kind=long)), dict(model=model | dict(config=model['config'] | {long: 1})), dict(format=2, library=long), dict(notes={'!dict': [[long, 1], [{}, 2]]})]
+    for data in [with_text(good, json.dumps(json.loads(described(good)) | c)) for c in changes] + [safetensors.torch.save(state(tiny()) | {long[1:]: torch.ones(1)}, {'ebt_toy': described(good)})]:
+        for given in (None, tiny()):
+            (tmp_path/'bad.safetensors').write_bytes(data)
+            with pytest.raises(ValueError) as e: load(tmp_path/'bad.safetensors', given)
+            text = str(e.value).removeprefix(str(tmp_path))
+            assert text.isprintable() and len(text) < 500 and text.encode()
+
+@pytest.mark.parametrize('change, match', [(lambda m: m['config'].update(output_dim=3), 'output_dim: expected 2, as in energy.output_dim, got 3'), (lambda m: m['energy']['config'].update(input_dim=5), 'input_dim: expected 8, as in encoder.dim, got 5'),
+    (lambda m: m.update(energy=None), 'energy: expected EnergyFunction, got None'), (lambda m: m.update(encoder=m['energy']), 'encoder: expected TokenEncoder, got EnergyFunction'),
+    (lambda m: m['config'].update(step_size=math.inf), 'step_size: expected'), (lambda m: m['config'].update(n_optimization_steps=3.), 'n_optimization_steps: expected'),
+    (lambda m: m['encoder']['config'].update(n_layers=1.), 'n_layers: expected'), (lambda m: m['encoder']['config'].update(opening={'!tuple': ['a']}), 'opening: expected')], ids=range(8))
+def test_sizes_of_a_description_fit_together(tmp_path, change, match):
+    good = content(tmp_path, EBT(EnergyFunction(8, 2, 4), 2, encoder=reader(0)))
+    about = json.loads(described(good))
+    change(about['model'])
+    refused(tmp_path/'bad.safetensors', with_text(good, json.dumps(about).replace('Infinity', '1e999')), match)
+
+# Damaged files, thousands of them with EBT_FUZZ=1
+
+def bases():
+    "Whole files of every kind: header, description and weights"
+    history = History(dict(step=[0, 10], val_loss=[math.inf, 0.5], each=[np.array([1., math.nan]), np.array([2., 3.])]), dict(lr=1e-3, seeds=(1, 2)), 'diverged', 1.5)
+    models = [tiny(), FeedForward(4, 2, 4), EBT(EnergyFunction(8, 2, 4), 2, encoder=reader(0)), FeedForward(8, 2, 4, encoder=reader(1)), reader(2)]
+    notes = dict(task='add', ids=(1, (2,)), odd={3: None}, a=np.arange(3))
+    text = lambda m: json.dumps(dict(format=1, library='0', model=packed(checkpoints.describe(m)), notes=packed(notes), history=packed(vars(history))))
+    return [(checkpoints._written(m, text(m))) for m in models]
+
+PARTS = ['NaN', '-Infinity', '1e999', '-1', '0', '-0.0', '0.5', '3.0', '2', '20000', '1000000000000', str(2**63), '9'*4000, '9'*5000, 'true', 'null', '""', '"\\ud800"', '"a\\nb"', '"!array"', '[]', '{}', '[0]', '[-1]',
+         '{"!float": "nan"}', '{"!float": "1"}', '{"!tuple": []}', '{"!tuple": "ab"}', '{"!array": ["<f8", [1000000000000], [0]]}', '{"!array": ["<f8", [0, 1000000000000], []]}', '{"!array": ["O", [1], [{}]]}',
+         '{"!array": ["<f8", [2], [1, 2]]}', '{"!dict": [[1, 2], [1, 3]]}', '{"a": 1, "a": 2}', '{"!dict": [' + ','.join(f'[{k*(2**61 - 1)}, 0]' for k in range(5000)) + ']}',
+         *('['*n + ']'*n for n in (50, 900, 3000, 100_000)), '{"a":'*2000 + '0' + '}'*2000, '[' + '0,'*300_000 + '0]', '[' + '[],'*100_000 + '0]', '[' + '{},'*300_000 + '0]', '"' + 'x'*2_000_000 + '"', '[' + '1e9,'*200_000 + '0]']
+
+def places(value, found):
+    "Every list and dictionary in a value, with a place in it"
+    for k,v in value.items() if isinstance(value, dict) else enumerate(value):
+        found.append((value, k))
+        if isinstance(v, (dict, list)): places(v, found)
+    return found
+
+def worse(value, r):
+    "JSON with one thing changed for the worse"
+    value = json.loads(json.dumps(value))
+    holder,k = r.choice(places(value, []))
+    what = r.choice(['part', 'part', 'part', 'cut', 'twice', 'swap', 'rename'])
+    if what == 'cut': del holder[k]
+    elif what == 'swap':
+        other,j = r.choice(places(value, []))
+        if isinstance(holder[k], (dict, list)): holder[k] = 3
+        else: other[j] = holder[k]
+    elif what == 'rename' and isinstance(holder, dict): holder['seed'] = holder.pop(k)
+    elif what == 'twice' and isinstance(holder, dict): holder['@@'] = holder[k]
+    else: holder[k] = '@@'
+    return json.dumps(value).replace('"@@":', json.dumps(k) + ':' if isinstance(k, str) else '"a":').replace('"@@"', r.choice(PARTS))
+
+def damaged(data, r):
+    "A file with a fault"
+    n = 8 + int.from_bytes(data[:8], 'little')
+    head,tail,what = header(data),data[n:],r.choice(['text', 'text', 'text', 'header', 'header', 'bytes', 'bytes', 'head bytes', 'text bytes', 'length', 'many'])
+    if what == 'length': return r.choice([0, 1, n - 9, n, len(data), 2**31, 2**63, r.randrange(n)]).to_bytes(8, 'little') + data[8:]
+    if what == 'header': return raw(worse(head, r), tail)
+    if what == 'many':
+        head |= {f'{r.choice(["", "encoder."])}blocks.{i}.{r.choice(["out.bias", "x"])}': dict(dtype='F32', shape=[0], data_offsets=[len(tail)]*2) for i in range(r.randrange(3000))}
+        return raw(json.dumps(head).replace('n_layers\\": 1', f'n_layers\\": {r.randrange(3000)}'), tail)
+    if what == 'text': return raw(json.dumps(head | {'__metadata__': {'ebt_toy': worse(json.loads(described(data)), r)}}), tail)
+    target = bytearray(described(data).encode() if what == 'text bytes' else data)
+    for _ in range(r.randint(1, 3)):
+        at = r.randrange(n if what == 'head bytes' else len(target) or 1)
+        size = r.choice([1, 1, 1, 8, 100])
+        target[at:at + r.choice([0, size])] = r.choice([b'', bytes(size), r.randbytes(size), bytes(target[at:at + size])*2])
+    return raw(json.dumps(head | {'__metadata__': {'ebt_toy': target.decode('latin-1')}}), tail) if what == 'text bytes' else bytes(target)
+
+BASES = bases()
+
+@settings(max_examples=2500 if FULL else 120, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(BASES), st.integers(0, 2**64))
+def test_a_damaged_file_is_refused_or_gives_a_model(tmp_path, good, seed):
+    path = tmp_path/'bad.safetensors'
+    path.write_bytes(damaged(good, random.Random(seed)))
+    with bounded():
+        try: model = load(path)
+        except ValueError as e:
+            text = str(e).removeprefix(str(path))
+            assert type(e) is ValueError and text != str(e) and text.isprintable() and len(text) < 600
+            return
+    bits = lambda weights: {k: (t.dtype, t.shape, t.numpy().tobytes()) for k,t in weights.items()}     # NaN is not equal to itself
+    weights = bits(safetensors.torch.load(path.read_bytes()))
+    assert bits(state(model)) == weights and math.isfinite(len(model.history or ()))
+    again = load(save(model, path, old=model.notes))              # what was read can be kept
+    assert bits(state(again)) == weights and typed(packed(again.notes['old'])) == typed(packed(model.notes))
+
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+from ebt_toy import EBT, EnergyFunction, load, save
+path,r = Path(sys.argv[1]),random.Random(0)
+models = [EBT(EnergyFunction(4, 2, width), 2) for width in (64, 200)]
+whole = {save(m, path, width=i).read_bytes() for i,m in enumerate(models)}
+during = seen = 0
+for _ in range(int(sys.argv[2])):
+    before = set(os.listdir(path.parent))
+    pid = os.fork()
+    if not pid:
+        while True:
+            for i,m in enumerate(models): save(m, path, width=i)
+    time.sleep(0.02 + r.random()/20)
+    os.kill(pid, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert path.read_bytes() in whole and load(path).notes['width'] in (0, 1)
+    during += len(set(os.listdir(path.parent)) - before) > 0
+print(during)
+"""
+
+def test_killed_while_saving(tmp_path):
+    done = subprocess.run([sys.executable, '-c', KILLED, str(tmp_path/'a.safetensors'), '30'], capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 3                                   # so many kills hit a file half written
 
 # Snapshots
 

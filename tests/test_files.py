@@ -33,7 +33,7 @@ def test_what_is_written_is_read(tmp_path, seed, n, format, parens, as_text):
     if n:
         x,y = read_dataset(tmp_path/'a.tsv', parens=parens).tensors
         assert [detokenize(row) for row in x] == [render(t, parens) for t,_ in rows] and y.tolist() == [y for _,y in rows]
-        assert x.dtype == y.dtype == torch.int64 and x.shape[1] == max(tree_length(t, parens) for t,_ in rows)
+        assert (x.dtype, y.dtype) == (torch.uint8, torch.int64) and x.shape[1] == max(tree_length(t, parens) for t,_ in rows)
 
 @few
 @given(st.integers(0, 1000), st.booleans(), st.booleans(), st.integers(0, 3), st.booleans())

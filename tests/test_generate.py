@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from ebt_toy import generate
 from ebt_toy.data import create_synthetic_data, generator, get_task
 from ebt_toy.generate import (Forest, concat, digests, distinct, draw_forest, forest_of, forest_of_ids, forest_values, labels,
                               node_depths, numpy_generator, pad, stream, texts, token_ids, unpad)
@@ -29,6 +30,13 @@ def closings(tree):
         else: count.append(0)
     return count
 
+def both_ways():
+    "Evaluation level by level, and node by node"
+    for level in (0, 10**9):
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(generate, 'LEVEL', level)
+            yield level
+
 def levels(tree): return [int(1 - y) for _,y in positions(tree)]
 
 # A forest is its trees
@@ -40,7 +48,7 @@ def test_a_forest_is_its_trees(ts):
     assert list(forest) == ts and len(forest) == len(ts)
     assert forest.closes.tolist() == [c for t in ts for c in closings(t)]
     assert node_depths(forest).tolist() == [d for t in ts for d in levels(t)]
-    assert forest_values(forest).tolist() == [v for t in ts for v in node_values(t)]
+    for way in both_ways(): assert forest_values(forest).tolist() == [v for t in ts for v in node_values(t)], way
     assert labels(forest).tolist() == [evaluate(t) for t in ts]
     for parens in (True, False):
         written = [render(t, parens) for t in ts]
@@ -114,8 +122,9 @@ def value_to(tree, depth, guesses):
 @given(st.lists(trees, max_size=6), st.integers(0, 7), st.lists(st.integers(0, 9), min_size=4, max_size=4))
 def test_values_down_to_a_depth(ts, depth, guesses):
     forest = forest_of(ts)
-    found = forest_values(forest, depth, np.array(guesses))
-    assert found.dtype == np.int8 and found.tolist() == [v for t in ts for v in value_to(t, depth, guesses)]
+    for _ in both_ways():
+        found = forest_values(forest, depth, np.array(guesses))
+        assert found.dtype == np.int8 and found.tolist() == [v for t in ts for v in value_to(t, depth, guesses)]
     deepest = int(node_depths(forest).max(initial=1))
     assert np.array_equal(forest_values(forest, deepest, guesses), forest_values(forest))
 
