@@ -14,7 +14,7 @@ import ipywidgets as widgets
 from fastcore.basics import patch
 
 from .data import get_task
-from .live import QUESTION, Classroom, beside, button, image, labelled, named, png, slider, stage
+from .live import QUESTION, Classroom, beside, button, close_tree, image, labelled, named, png, slider, stage
 from .scene import LONGEST_STEP, MOST_STEPS, Exhibit, View, describe, draw, exhibit_of, first_view, input_names, look, shipped
 from .plots import numbered
 
@@ -123,7 +123,7 @@ def _groups(self:Playground):
     pick = lambda *names: [self.controls[n] for n in names if n in self.controls]
     rolling = widgets.HBox([widgets.HTML("<div style='text-align:right'>step by step</div>", layout=dict(width='7.9em')), *pick('roll')])
     return [[_heading('Task'), *pick('task')], [_heading('Question x (in training −1 to 1)'), *pick('dim0', 'dim1', 'x0', 'x1', 'x2', 'x3')],
-            [_heading('First guesses'), *pick('start0', 'start1', 'starts')], [_heading('Descent'), *pick('steps'), rolling, *pick('step_size', 'noise')]] + [[_heading('Training'), *pick('updates')]]*self.several
+            [_heading('First guesses'), *pick('start0', 'start1', 'starts')], [_heading('Descent'), *pick('steps'), rolling, *pick('step_size', 'noise')]] + ([[_heading('Training'), *pick('updates')]] if self.several else [])
 
 @patch
 def _buttons(self:Playground):
@@ -216,6 +216,7 @@ Training only ever saw numbers between −1 and 1: drag one beyond, and see what
 
 class Explorer(widgets.VBox):
     "See an energy-based model think; raises `ValueError` for a model that cannot be shown"
+    playground = classroom = None       # until they are made, and after `close`
     def __init__(self,
         model=None,         # An `EBT`, or `{updates: EBT}`; None shows the models that come with the package
         task:str|None=None, # The task it was trained on, so that the right answers are known
@@ -229,8 +230,18 @@ class Explorer(widgets.VBox):
         self.classroom = Classroom(self._trained)
         super().__init__([widgets.Tab([widgets.VBox([intro, self.playground]), self.classroom], titles=['Watch it think', 'Watch it learn'])])
 
-    def _trained(self, task, models, rivals):
-        "Put models from the classroom on show"
-        name,words = f'yours: {task}',self.classroom.live.words
-        self.playground.add(name, Exhibit(models, rivals, get_task(task).truth, QUESTION, task))
-        words.value += f" Now open <b>Watch it think</b>: it is there as <b>{name}</b>, beside the feedforward network."
+# %% ../nbs/07_explorer.ipynb #23988869
+@patch
+def close(self:Explorer):
+    "Take the explorer off the page and free what it holds; a training under way ends at its next evaluation"
+    if self.classroom: self.classroom.live.stop()
+    close_tree(self)
+    self.children,self.playground,self.classroom = (),None,None
+
+@patch
+def _trained(self:Explorer, task, models, rivals):
+    "Put models from the classroom on show"
+    if not self.playground: return           # closed meanwhile
+    name,words = f'yours: {task}',self.classroom.live.words
+    self.playground.add(name, Exhibit(models, rivals, get_task(task).truth, QUESTION, task))
+    words.value += f" Now open <b>Watch it think</b>: it is there as <b>{name}</b>, beside the feedforward network."

@@ -9,6 +9,7 @@ __all__ = ['MOST_STEPS', 'LONGEST_STEP', 'LOST', 'SETTLED', 'WRONG', 'LIMITS', '
 # %% ../nbs/06b_scene.ipynb #57f17cea
 import html, math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -33,10 +34,11 @@ class Exhibit:
     task: str=''           # Name of the task, where it is known
     contests: dict=field(default_factory=dict, repr=False, compare=False)   # What `contest` has found out
 
+@cache
 def shipped(
     task:str   # 'add' or 'multiply'
 ) -> Exhibit:  # With x of four numbers, two for each operand
-    "The models that come with the package"
+    "The models that come with the package, read once"
     by_step = lambda kind: {s: pretrained(task, kind, s) for s in pretrained_steps(task, kind)}
     return Exhibit(by_step('ebt'), by_step('ffn'), get_task(task).truth, QUESTION, task)
 

@@ -1,11 +1,14 @@
 "The explorer as its users meet it: in JupyterLab and as a page (`ebt_toy explore`), in a real Chromium at 1280×800, by keyboard and mouse."
 import json, os, re, shutil, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from ebt_toy.serve import choose_port, served
+from test_explore_command import ask, kernel_in, kernels, upset, until as soon
 
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 if not chromium and not os.environ.get('CI'): pytest.skip("no Chromium on this machine", allow_module_level=True)
@@ -59,9 +62,9 @@ def opened(browser, link):
     assert not errors and not outside, (errors, outside)
 
 @contextmanager
-def exploring(home):
+def exploring(home, *args):
     "The command `ebt_toy explore` and its link"
-    process = subprocess.Popen([sys.executable, '-m', 'ebt_toy', 'explore', '--port', '0'], env=home, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, '-m', 'ebt_toy', 'explore', '--port', '0', *args], env=home, stdout=subprocess.PIPE, text=True)
     try: yield process,re.search(r'http://\S+', process.stdout.readline())[0]
     finally:
         process.terminate()
@@ -244,6 +247,37 @@ def test_page_tells_that_its_server_is_gone(browser, home):
     with exploring(home) as (process,link):
         page.goto(link, wait_until='domcontentloaded')
         ready(page)
+        page.wait_for_timeout(5000)
         assert page.locator('.ebt-ended').count() == 0
     page.locator('.ebt-ended').get_by_text('The explorer has ended').wait_for()
     page.close()
+
+def test_page_tells_that_its_kernel_is_gone_and_can_be_reloaded_and_closed(browser, home):
+    page = browser.new_page()
+    with exploring(home) as (process,link):
+        page.goto(link, wait_until='domcontentloaded')
+        ready(page)
+        kernel = page.evaluate("JSON.parse(document.getElementById('jupyter-config-data').textContent).kernelId")
+        assert ask(urlsplit(link), f'{urlsplit(link).path}voila/api/shutdown/{kernel}', 'POST')[0] == 204
+        page.locator('.ebt-ended').get_by_text('Reload the page').wait_for()
+        for _ in range(2):
+            page.reload(wait_until='domcontentloaded')
+            ready(page)
+            assert page.locator('.ebt-ended').count() == 0 and soon(lambda: len(kernels(process)) == 1)
+        page.close(run_before_unload=True)
+        assert soon(lambda: not kernels(process), 10)
+
+def test_page_waits_for_its_turn(browser, home):
+    page = browser.new_page()
+    with exploring(home) as (process,link):
+        with ThreadPoolExecutor(4) as pool: assert all(pool.map(lambda _: kernel_in(ask(urlsplit(link))[1]), range(4)))      # opened in no browser, given up after 20 s
+        page.goto(link, wait_until='domcontentloaded')
+        page.get_by_text('All places are taken').wait_for()
+        ready(page)
+        assert len(kernels(process)) <= 4
+    page.close()
+
+def test_page_with_settings_of_their_own_behind_a_proxy(browser, tmp_path):
+    with exploring(os.environ | {k: str(v) for k,v in upset(tmp_path).items() if k != 'cwd'}, '--base_url', '/user/me/') as (_,link), opened(browser, link) as page:
+        press(ready(page), 'x0', 'ArrowRight', 12)
+        until(page, lambda picture,words: 'outside the training range' in words)

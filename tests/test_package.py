@@ -11,7 +11,7 @@ import ebt_toy
 
 package = Path(ebt_toy.__file__).parent
 notebooks = sorted(p for p in (Path(__file__).parents[1]/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
-order = 'data listops generate files ladder engine training encoder ebt ffn serve runner checkpoints plots live scene explorer sweeps'.split()   # each may import those before it
+order = 'data listops generate files ladder engine training encoder ebt ffn page serve runner checkpoints plots live scene explorer sweeps'.split()   # each may import those before it
 modules = sorted(p.stem for p in package.glob('*.py') if not p.stem.startswith('_'))
 each_module = pytest.mark.parametrize('name', modules)
 
@@ -29,9 +29,11 @@ def imported(path):
 
 def normal(name): return re.sub(r'[-_.]+', '-', name).lower()
 
-def declared():
-    "Distributions that the installed package requires at run time"
-    return {normal(re.match(r'[\w.-]+', r)[0]) for r in requires('ebt_toy') if 'extra ==' not in r}
+extras = dict(page='explore')   # modules that only run where an extra is installed
+
+def declared(extra=None):
+    "Distributions that the installed package requires at run time, with an extra also those of the extra"
+    return {normal(re.match(r'[\w.-]+', r)[0]) for r in requires('ebt_toy') if 'extra ==' not in r or extra and re.search(f'extra == .{extra}\\b', r)}
 
 def distributions(top):
     "Distributions that provide a top-level module; its own name when it is not installed"
@@ -40,7 +42,7 @@ def distributions(top):
 @pytest.mark.parametrize('path', sorted(package.rglob('*.py')), ids=lambda p: p.stem)
 def test_imports_are_declared(path):
     tops = {n.split('.')[0] for n in imported(path)} - set(sys.stdlib_module_names) - {'ebt_toy'}
-    undeclared = {t for t in tops if not distributions(t) & declared()}
+    undeclared = {t for t in tops if not distributions(t) & declared(extras.get(path.stem))}
     assert not undeclared, f"{path.name} imports {undeclared}: add to `requirements` in settings.ini"
 
 @each_module
