@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from readme import make_readme, root
 
 lib = 'ebt_toy'
-by_hand = {'__init__.py', '__main__.py'}
+by_hand = {'__init__.py', '__main__.py', '_start.py'}
 to_export, to_clean, to_render = 'run: nbdev_export', 'run: nbdev_clean', 'run: python .ci/readme.py'
 machine_path = re.compile(r'(?<![\w.])/(?:tmp|home|root|work|Users)(?![\w-])')
 

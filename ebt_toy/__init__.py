@@ -1,6 +1,9 @@
 """Energy-based thinking against a feedforward network, on tasks small enough to understand."""
 __version__ = "0.1.0"
 
+from ebt_toy import _start
+if _start.is_command(): _start.begin()    # before the long imports
+
 from ebt_toy.data import create_synthetic_data, register_elementwise, register_task
 from ebt_toy.encoder import TokenEncoder
 from ebt_toy.ebt import EBT, EnergyFunction, test_energy_model, trace, train_energy_model

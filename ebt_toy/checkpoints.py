@@ -26,7 +26,7 @@ from .data import check_count, check_known, create_synthetic_data, get_device
 from .ebt import EBT, EnergyFunction, train_energy_model
 from .encoder import TokenEncoder
 from .ffn import FeedForward, train_feedforward
-from .files import atomic_file, open_file
+from .files import atomic_file, open_file, user_path
 from .runner import device_name
 from .training import History
 
@@ -116,7 +116,7 @@ def save(
     **notes                    # Whatever else to keep: numbers, texts, None, and lists, tuples, dictionaries and arrays of them
 ) -> Path:                     # The file
     "Write a model to one file, whole or not at all; raises `ValueError` on bad input"
-    path = Path(path)
+    path = user_path(path)
     if not isinstance(model, nn.Module): raise ValueError(f"model: expected a module, got {type(model).__name__}")
     if path.is_dir() or not path.parent.is_dir(): raise ValueError(f"path: expected a file in a folder that exists, got {str(path)!r}")
     if history is None and isinstance(getattr(model, 'history', None), History): history = model.history
@@ -321,7 +321,7 @@ def snapshots(
         if step == 0: _check_steps(steps, s)
         if step not in steps: return
         each = [(m, s['seeds'][i], history.of_seed(i)) for i,m in enumerate(model)] if 'seeds' in s else [(model, s['seed'], history)]
-        paths = [Path(folder)/f'{name.format(step=step, seed=seed)}.safetensors' for _,seed,_ in each]
+        paths = [user_path(folder)/f'{name.format(step=step, seed=seed)}.safetensors' for _,seed,_ in each]
         if len(set(paths)) < len(paths): raise ValueError(f"name: expected {{seed}} in it, for there are several; got {name!r}")
         for (m,_,h),path in zip(each, paths):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -355,8 +355,8 @@ def make_pretrained(
             keep = snapshots(folder, steps, f'{task}_{name}_{{step:06d}}', **notes)
             model = train(*data, latent_dim=64, batch_size=64, lr=1e-3, num_steps=max(steps), seed=seed, eval_every=math.gcd(*steps), compile=False,
                           report=None, progress=False, callback=lambda m,h: keep(m, _thin(h)))
-            save(model, Path(folder)/f'{task}_{name}_{max(steps):06d}.safetensors', _thin(model.history), **notes)     # once more, now that it has finished
-    return sorted(Path(folder).glob('*.safetensors'))
+            save(model, user_path(folder)/f'{task}_{name}_{max(steps):06d}.safetensors', _thin(model.history), **notes)     # once more, now that it has finished
+    return sorted(user_path(folder).glob('*.safetensors'))
 
 # %% ../nbs/05a_checkpoints.ipynb #f38e55fd
 def _shipped():

@@ -9,7 +9,7 @@ __all__ = ['activations', 'BLOCK', 'NOISE_ROWS', 'MAX_GROUPS', 'BETAS', 'EPS', '
            'compile_update', 'choose_compile', 'Way', 'choose_way', 'updates', 'update_work']
 
 # %% ../nbs/01e_engine.ipynb #1fd9620b
-import copy, random, re, types, warnings
+import copy, os, random, re, shlex, types, warnings
 from contextlib import closing, contextmanager
 from functools import partial
 from hashlib import blake2b
@@ -295,6 +295,15 @@ def _fixed_values(models):
     return [torch.stack(values).detach() for values in zip(*(_fixed(m).values() for m in models))]
 
 # %% ../nbs/01e_engine.ipynb #a20e4388
+@contextmanager
+def _quoted_flags():
+    "PyTorch hands the folder of its libraries to the linker without quotation marks; within the block it has them where it needs them, for a blank in it"
+    from torch.utils import cpp_extension as c
+    before = c.TORCH_LIB_PATH
+    if os.name == 'posix': c.TORCH_LIB_PATH = shlex.quote(before)
+    try: yield
+    finally: c.TORCH_LIB_PATH = before
+
 def compile_update(
     update:Callable,  # Of tensors alone; may change them in place
     args:list         # Example arguments; left as they are
@@ -302,7 +311,7 @@ def compile_update(
     "Compile an update for arguments of exactly these shapes, for the device they are on"
     from torch._inductor import config, standalone_compile   # here, because importing the compiler takes a second
     with torch.no_grad(): graph = make_fx(update)(*(a.clone() for a in args))
-    with config.patch(cpp_wrapper=args[0].device.type == 'cpu'): return standalone_compile(graph, args, dynamic_shapes='from_example_inputs')
+    with config.patch(cpp_wrapper=args[0].device.type == 'cpu'), _quoted_flags(): return standalone_compile(graph, args, dynamic_shapes='from_example_inputs')
 
 def _replayed(run, state, example, pool):
     "`run(*state, *inputs)` captured as a CUDA graph: a function of the inputs, which are copied to fixed places"

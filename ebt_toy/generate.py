@@ -474,7 +474,7 @@ def progress_bar(
     show:bool=True  # Whether one is wanted
 ) -> tqdm:          # A context manager with `update`
     "A bar where someone can watch it: in a terminal or in a notebook"
-    watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
+    watched = 'ipykernel' in sys.modules or sys.stderr is not None and sys.stderr.isatty()    # under `pythonw` there is none
     return tqdm(total=total, disable=not (show and watched), leave=False, unit=f' {unit}')
 
 def distinct(

@@ -221,7 +221,7 @@ def random_numbers(
     g:torch.Generator    # Source of randomness
 ) -> Iterator[float]:    # Evenly from [0, 1), without end
     "Random numbers one at a time, drawn in blocks"
-    while True: yield from torch.rand(4096, generator=g).tolist()
+    while True: yield from torch.rand(4096, generator=g, dtype=torch.float32).tolist()
 
 def grow(
     draws:Iterator[float],         # Random numbers in [0, 1), e.g. `random_numbers(generator(seed))`

@@ -8,7 +8,8 @@ __all__ = ['Recipe', 'register_model', 'default_config', 'chosen_models', 'full_
            'command', 'main']
 
 # %% ../nbs/05_runner.ipynb #5d62acf8
-import copy, csv, inspect, io, json, math, os, platform, sys, tempfile
+import copy, csv, inspect, io, json, math, os, platform, signal, sys, tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,16 +17,15 @@ from typing import Callable
 
 import numpy as np
 import torch
-from fastcore.script import anno_parser
 from torch.utils.data import TensorDataset
 
 from .data import SyntheticData, check_count, check_data, check_known, create_synthetic_data, get_device, get_task, scoring_for, seed_list
 from .ebt import train_energy_model
 from .ffn import train_feedforward
-from .files import atomic_file, listops_main
+from .files import atomic_file, endable, listops_main, run_command, tell, user_path
 from .serve import explore_main
 from .engine import choose_compile, count_params
-from .training import DivergedError, baselines, count_updates, evaluate, format_number, merge_histories, predict
+from .training import DivergedError, History, baselines, count_updates, evaluate, format_number, merge_histories, predict
 
 # %% ../nbs/05_runner.ipynb #a87abedb
 @dataclass(frozen=True)
@@ -88,9 +88,11 @@ def _rehearse(name, config, tiny, scoring):
     "One update of a model on tiny data, to meet bad settings early"
     count_updates(config.get('num_steps'), config.get('num_epochs'), 1)
     short = copy.deepcopy(config) | dict(num_steps=1) | ({'num_epochs': None} if 'num_epochs' in config else {})
-    try: _recipes[name].train(*tiny, **short, seed=0, report=None, scoring=scoring, progress=False)
+    try: model = _recipes[name].train(*tiny, **short, seed=0, report=None, scoring=scoring, progress=False)
     except DivergedError: pass    # a matter for the run itself, which keeps the history
     except ValueError as e: raise ValueError(f"{name}: {e}") from None
+    else:
+        if model.history.status == 'interrupted': raise KeyboardInterrupt    # `fit` has caught it
 
 def _check_models(task, configs, data, scoring):
     "Meet everything that is wrong with a model's settings before the first one is trained"
@@ -120,27 +122,42 @@ def _scores(model, data, task, scoring):
 
 def _medians(scores):
     "Scores of several seeds as medians (of those that did not diverge) and lists"
-    return {k: float(np.nanmedian([s[k] for s in scores])) for k in scores[0]} | {f'{k}_seeds': [s[k] for s in scores] for k in scores[0]}
+    lists = {k: [s[k] for s in scores] for k in scores[0]}
+    return {k: float(np.nanmedian(v)) if not np.isnan(v).all() else math.nan for k,v in lists.items()} | {f'{k}_seeds': v for k,v in lists.items()}
 
 def _trained(recipe, config, data, seeds, many, options):
     "The trained models, side by side where the training function can, one after another where it cannot"
     if not many: return [recipe.train(*data, **config, seed=seeds[0], **options)]
     if 'seeds' in inspect.signature(recipe.train).parameters: return recipe.train(*data, **config, seeds=seeds, **options)
-    return [recipe.train(*data, **config, seed=s, **options) for s in seeds]
+    models = []
+    for s in seeds:
+        models.append(recipe.train(*data, **config, seed=s, **options))
+        if models[-1].history.status == 'interrupted': break
+    return models
 
 # %% ../nbs/05_runner.ipynb #16c90ed2
-def _train(name, config, data, task, scoring, seeds, many, report, fit_options):
-    "Train one model; a diverged one gives a result too, with its history and without a model"
+def _insist(results, f):
+    "What `f` gives; after Ctrl-C once more, so that nothing trained is lost, and the run is marked as interrupted"
+    try: return f()
+    except KeyboardInterrupt: results.interrupted = True
+    return f()
+
+def _train(name, config, results, many, report, fit_options):
+    "Train one model; one that diverged, or was interrupted before its first evaluation, gives a result too, without a model"
+    task,models,h = get_task(results.task),[],History(status='interrupted')
     try:
-        models = _trained(_recipes[name], config, data, seeds, many, dict(report=report, scoring=scoring) | fit_options)
-        h,scores,n_params = merge_histories([m.history for m in models]) if many else models[0].history,[_scores(m, data, task, scoring) for m in models],count_params(models[0])
-    except DivergedError as e:
-        report(f"✗ {e}")
-        models,h,n_params = [None],e.history,None
-        scores = [{f'{split}_{scoring.metric_name.lower()}': float('nan') for split in ('val', 'test')}]*len(seeds)
+        models = _trained(_recipes[name], config, results.data, results.seeds, many, dict(report=report, scoring=results.scoring) | fit_options)
+        models = [m for m in models if len(m.history)]
+        if models: h = merge_histories([m.history for m in models]) if many else models[0].history
+    except DivergedError as e: report(f"✗ {e}"); h = e.history
+    except KeyboardInterrupt: pass
+    results.interrupted |= h.status == 'interrupted'
+    nothing = [{f'{split}_{results.metric}': math.nan for split in ('val', 'test')}]*len(results.seeds)
+    scores = _insist(results, lambda: [_scores(m, results.data, task, results.scoring) for m in models]) or nothing
     config = {k: v for k,v in config.items() if k != 'num_epochs'} | {k: v for k,v in h.settings.items() if k != 'update_flops'}
+    models,n_params = models or [None],count_params(models[0]) if models else None
     return dict(model=models[0], models=models, status=h.status, **(_medians(scores) if many else scores[0]), history=h, config=config,
-                seconds=h.seconds, n_params=n_params, flops=h.settings['update_flops']*int(h['step'][-1]))
+                seconds=h.seconds, n_params=n_params, flops=h.settings['update_flops']*int(h['step'][-1]) if len(h) else 0)
 
 # %% ../nbs/05_runner.ipynb #70ea79e8
 def _cpu_name():
@@ -173,13 +190,14 @@ class Results(dict):
     ):
         super().__init__()
         self.task,self.data,self.settings,self.device,self.seeds,self.options = task,data,settings,device,seeds,options
+        self.interrupted = False                         # Has Ctrl-C ended the run?
         self.scoring = get_task(task).scoring or scoring_for(data.train_dataset.tensors[1])
         self.metric = self.scoring.metric_name.lower()   # so that `results['ebt'][f'test_{results.metric}']` is the test score
         self.baselines = (get_task(task).rules or partial(baselines, scoring=self.scoring))(data)
 
     def ranking(self):
-        "Names of the models that did not diverge, best on the test set first (by the median, for several seeds)"
-        names = [n for n,r in self.items() if r['status'] != 'diverged']
+        "Names of the models that have a score, best on the test set first (by the median, for several seeds)"
+        names = [n for n,r in self.items() if r['model'] is not None]
         return sorted(names, key=lambda n: self[n][f'test_{self.metric}'], reverse=self.scoring.higher_is_better)
 
 # %% ../nbs/05_runner.ipynb #8923e1d8
@@ -199,7 +217,8 @@ def paired_wins(
     b:str               # Another's
 ) -> tuple:             # Wins of a over b on the test set (a tie is none; a seed that diverged loses), and number of seeds
     "In how many seeds one model beats another"
-    x,y = (np.array(results[n][f'test_{results.metric}_seeds']) for n in (a, b))
+    x,y = zip(*zip(*(results[n][f'test_{results.metric}_seeds'] for n in (a, b))))     # of the seeds that both have: Ctrl-C may leave one with fewer
+    x,y = np.array(x),np.array(y)
     better = x > y if results.scoring.higher_is_better else x < y
     return int((better|np.isnan(y)&~np.isnan(x)).sum()),len(x)
 
@@ -211,6 +230,7 @@ def _spread_of(r, key):
 def _model_lines(name, r, results):
     "What the summary says about one model"
     m,label = results.metric,results.scoring.metric_name
+    if not len(r['history']): return [f"{_recipes[name].title} Model: interrupted before its first evaluation"]
     shell = f"; shell {format_number(r[f'shell_{m}'])}" if f'shell_{m}' in r else ''
     cost = f"{r['n_params']:,} weights, {r['flops']/1e12:.3g} TFLOP of training" + " a seed"*(len(r['models']) > 1) + ", " if r['model'] else ''
     return [f"{_recipes[name].title} Model Test {label}: {format_number(r[f'test_{m}'])}{_spread_of(r, f'test_{m}')}{shell}",
@@ -223,7 +243,7 @@ def _verdict(results):
     a,b = (results[k][f'test_{results.metric}'] for k in best[:2])
     lines = ['-'*80, f"Best Model: {_recipes[best[0]].title} (Difference: {format_number(abs(a - b))})"]
     if n == 1: return lines + ["This is one seed: repeat with more (seeds=8) before believing a small difference."]
-    (wins,_),title = paired_wins(results, *best[:2]),[_recipes[k].title for k in best[:2]]
+    (wins,n),title = paired_wins(results, *best[:2]),[_recipes[k].title for k in best[:2]]
     lo,hi = wilson(wins, n)
     return lines + [f"{title[0]} beats {title[1]} in {wins} of {n} seeds: {wins/n:.0%}, 95 % interval {lo:.0%} to {hi:.0%}"]
 
@@ -245,14 +265,22 @@ def _configs(model_type, given, task):
     for k in given: check_known('argument', k, [f'{n}_config' for n in _recipes])
     return {n: full_config(n, given.get(f'{n}_config'), task) for n in chosen_models(model_type)}
 
+def _outcome(name, r, results):
+    "What the report says when a model's training has ended"
+    if not len(r['history']): return f"✗ {_recipes[name].title} Model Training Interrupted before its first evaluation"
+    return f"✓ {_recipes[name].title} Model Training {r['status'].capitalize()} | Test {results.scoring.metric_name}: {format_number(r[f'test_{results.metric}'])}"
+
 def _train_all(results, configs, many, report, fit_options):
-    "Train one model after another, keeping each result as soon as it exists"
-    task,metric = get_task(results.task),results.scoring.metric_name
-    for i,(n,config) in enumerate(configs.items()):
-        report('\n' + _banner(f"[{i + 2}/{len(configs) + 1}] Training {_recipes[n].title} Model"))
-        r = results[n] = _train(n, config, results.data, task, results.scoring, results.seeds, many, report, fit_options)
-        report(f"✓ {_recipes[n].title} Model Training {r['status'].capitalize()} | Test {metric}: {format_number(r[f'test_{results.metric}'])}")
-        if r['status'] == 'interrupted': break
+    "Train one model after another, keeping each result as soon as it exists, until Ctrl-C"
+    try:
+        for i,(n,config) in enumerate(configs.items()):
+            report('\n' + _banner(f"[{i + 2}/{len(configs) + 1}] Training {_recipes[n].title} Model"))
+            results[n] = _train(n, config, results, many, report, fit_options)
+            report(_outcome(n, results[n], results))
+            if results.interrupted: break
+    except KeyboardInterrupt: results.interrupted = True
+    untrained = [_recipes[n].title for n in configs if n not in results]
+    if untrained: report(f"✗ Interrupted; not trained: {', '.join(untrained)}")
 
 # %% ../nbs/05_runner.ipynb #8a8b2bdb
 def _data_for(task, data, sizes, device, options):
@@ -290,7 +318,7 @@ def run_main(
     **configs                     # `<name>_config` of other registered models
 ) -> Results:                     # By model: `model`, `models`, `test_mse`, `val_mse`, `history`, `config`, `seconds`, `n_params`, `flops`, `status`
     "Make data, train models on them one after another, and compare; raises `ValueError` on bad input before any training"
-    say,options = report or (lambda line: None),task_options or {}
+    say,options = (tell if report is print else report) or (lambda line: None),task_options or {}
     configs = _configs(model_type, dict(ebt_config=ebt_config, ffn_config=ffn_config) | configs, task)
     many,seeds = seeds is not None,[seed] if seeds is None else seed_list(seeds)
     if eval_every is not None: check_count('eval_every', eval_every)
@@ -303,19 +331,22 @@ def run_main(
     say(f"✓ Dataset created: train={sizes['size_train']}, val={sizes['size_val']}, test={sizes['size_test']}\n✓ Input dim: {data.input_dim}, Output dim: {data.output_dim}")
     results = Results(task, data, sizes, device, seeds, options)
     _train_all(results, configs, many, say, dict(eval_every=eval_every, compile=compile, callback=callback, progress=progress))
-    say('\n' + summary(results))
+    _insist(results, lambda: say('\n' + summary(results)))
     return results
 
 # %% ../nbs/05_runner.ipynb #f9f5d42d
-def _write(path, content):
-    "Write a file whole or not at all"
-    with atomic_file(path) as f: f.write(content if isinstance(content, bytes) else content.encode())
+def _write(folder, makers, failed):
+    "Write files whole or not at all; `failed` collects the names of those that could not be written, by reason"
+    for name,make in makers.items():
+        try:
+            with atomic_file(folder/name) as f: f.write(make())
+        except OSError as e: failed.setdefault(' '.join((e.strerror or str(e)).split()), []).append(name)
 
 def check_folder(
     folder   # Where results shall go
 ) -> Path:   # A folder that exists and can be written to
     "Make a folder; raises `ValueError` where that is not possible"
-    folder = Path(folder).expanduser()
+    folder = user_path(folder, 'folder')
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder): pass
@@ -329,14 +360,25 @@ def plot_results(
 ):                    # The axes
     "Losses of all models against updates: ID blue, OOD orange; one line style a model; median and range of several seeds"
     for (n,r),ls in zip(results.items(), ['-', '--', ':', '-.']*9):
-        ax = r['history'].plot(ax, title=_recipes[n].title, ls=ls)
+        if len(r['history']): ax = r['history'].plot(ax, title=_recipes[n].title, ls=ls)
     ax.legend(frameon=False, fontsize=7)
     return ax
 
 # %% ../nbs/05_runner.ipynb #235a3249
 def _plain(value):
-    "A setting as JSON can hold it"
-    return value if isinstance(value, (int, float, str, bool, type(None))) else repr(value)
+    "A value as strict JSON can hold it: null for a number that is not finite, and text for what JSON has no word for"
+    if isinstance(value, np.generic): value = value.item()
+    if isinstance(value, dict): return {str(k): _plain(v) for k,v in value.items()}
+    if isinstance(value, list): return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value): return None
+    return value if isinstance(value, (int, float, str, type(None))) else repr(value)
+
+def _json(results):
+    "What a run was asked for, and what came out"
+    models = {n: {k: v for k,v in r.items() if k not in ('model', 'models', 'history')} for n,r in results.items()}
+    about = dict(task=results.task, options=results.options, settings=results.settings, seeds=results.seeds, interrupted=results.interrupted, device=device_name(results.device),
+                 torch=torch.__version__, python=platform.python_version(), baselines=results.baselines, models=models)
+    return (json.dumps(_plain(about), indent=2, allow_nan=False) + '\n').encode()
 
 def _csv(history):
     "A history as text, a line an evaluation and seed"
@@ -344,25 +386,37 @@ def _csv(history):
     writer = csv.DictWriter(text, ['seed', *history.columns], lineterminator='\n')
     writer.writeheader()
     for h in [history.of_seed(i) for i in range(len(many))] if many else [history]: writer.writerows(dict(seed=h.settings['seed']) | row for row in h.rows())
-    return text.getvalue()
+    return text.getvalue().encode()
+
+def _png(draw):
+    "What `draw` draws on the axes that it is given"
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    fig,image = Figure(figsize=(5, 3.2), dpi=150, layout='constrained'),io.BytesIO()
+    draw(FigureCanvasAgg(fig).figure.subplots())
+    fig.savefig(image, format='png')
+    return image.getvalue()
+
+def _earlier(folder):
+    "Names of the files of the run that a folder holds, by its own account"
+    try: models = json.loads((folder/'results.json').read_text(encoding='utf-8'))['models']
+    except (OSError, ValueError, LookupError, TypeError): return set()
+    return {'training.png', *(f'{n}.csv' for n in models if Path(n).name == n)}
 
 def save_results(
     results:Results,  # What `run_main` returned
-    folder            # Where to; made if it is not there
+    folder            # Where to; made if it is not there. An earlier run that is there is replaced
 ) -> Path:            # The folder
-    "Write settings, scores, histories and the training curves; raises `ValueError` where the folder cannot be written to"
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    "Write settings, scores, histories and the training curves; raises `ValueError` where the folder cannot be written to, and `OSError` that names each file that could not"
     folder = check_folder(folder)
-    models = {n: {k: v for k,v in r.items() if k not in ('model', 'models', 'history', 'config')} | dict(config={k: _plain(v) for k,v in r['config'].items()}) for n,r in results.items()}
-    about = dict(task=results.task, options={k: _plain(v) for k,v in results.options.items()}, settings=results.settings, seeds=results.seeds, device=device_name(results.device), torch=torch.__version__, python=platform.python_version())
-    _write(folder/'results.json', json.dumps(about | dict(baselines=results.baselines, models=models), indent=2) + '\n')
-    for n,r in results.items():
-        _write(folder/f'{n}.csv', _csv(r['history']))
-    fig,image = Figure(figsize=(5, 3.2), dpi=150, layout='constrained'),io.BytesIO()
-    plot_results(results, FigureCanvasAgg(fig).figure.subplots())
-    fig.savefig(image, format='png')
-    _write(folder/'training.png', image.getvalue())
+    trained = {n: r['history'] for n,r in results.items() if len(r['history'])}
+    makers = {f'{n}.csv': partial(_csv, h) for n,h in trained.items()} | ({'training.png': partial(_png, partial(plot_results, results))} if trained else {})
+    failed = {}
+    _write(folder, makers, failed)
+    for name in [] if failed else _earlier(folder) - makers.keys():
+        with suppress(OSError): (folder/name).unlink()
+    _write(folder, {'results.json': partial(_json, results)}, failed)
+    if failed: raise OSError(f"could not write to {str(folder)!r}: " + '; '.join(f"{', '.join(names)} ({why})" for why,names in failed.items()))
     return folder
 
 # %% ../nbs/05_runner.ipynb #3823e13a
@@ -388,6 +442,22 @@ def _spread(shared, configs):
     return configs
 
 # %% ../nbs/05_runner.ipynb #902be945
+def _steady(lost):
+    "A report that outlives its output: the error of a closed pipe or a full disk goes to `lost`, and the run goes on"
+    def report(line):
+        try: lost or tell(line)
+        except OSError as e: lost.append(e)
+    return report
+
+def _prepare_saving(folder):
+    "Meet a bad folder early, and load Matplotlib: an import that Ctrl-C breaks off can't be repeated"
+    check_folder(folder)
+    with suppress(OSError): _png(lambda ax: None)     # without a place for its cache Matplotlib fails; more on that when all else is saved
+
+def _keep(results, folder, report):
+    "Save what was trained; where nothing was, leave the folder as it is"
+    if any(len(r['history']) for r in results.values()): report(f"Saved to {_insist(results, lambda: save_results(results, folder))}")
+
 def command(
     task:str='add',                 # Task: add, multiply, listops, or one of your own
     model_type:str='both',          # Model: ebt, ffn, both, all
@@ -417,28 +487,29 @@ def command(
     shared = dict(num_steps=num_steps, num_epochs=num_epochs, n_optimization_steps=n_optimization_steps, step_size=step_size, latent_dim=latent_dim, batch_size=batch_size, lr=lr)
     configs = {n: dict(ebt=parse_config(ebt_config), ffn=parse_config(ffn_config)).get(n, {}) for n in chosen_models(model_type)}
     configs = _spread({k: v for k,v in shared.items() if v is not None}, configs)
-    if save is not None: check_folder(save)
+    if save is not None: _prepare_saving(save)
+    lost = []
     results = run_main(task, vec_size, size_train, size_val, size_test, list(configs), seed=seed, device=device, eval_every=eval_every, seeds=seeds,
-                       compile={'yes': True, 'no': False}.get(compile, compile), task_options=parse_config(task_options), progress=not quiet, **{f'{n}_config': c for n,c in configs.items()})
-    if save is not None: print(f"Saved to {save_results(results, save)}")
+                       compile={'yes': True, 'no': False}.get(compile, compile), task_options=parse_config(task_options), progress=not quiet,
+                       report=tell if save is None else _steady(lost), **{f'{n}_config': c for n,c in configs.items()})
+    if save is not None: _keep(results, save, _steady(lost))
+    if lost: raise lost[0]
     return results
 
 # %% ../nbs/05_runner.ipynb #91f36319
+_EPILOG = """'ebt_toy explore' shows the explorer as a page; 'ebt_toy listops --help' tells how to write ListOps data sets to files.
+Exit codes: 0, 1 when a model diverged, 2 for bad input, 3 where a file cannot be written, 130 after Ctrl-C or SIGTERM (what is trained by then is reported and saved), 141 when nobody reads the output any more."""
+
+def _exit_code(results):
+    "0, or 1 when a model diverged; an interrupted run ends as such"
+    if results.interrupted: raise KeyboardInterrupt
+    return int(any(r['status'] == 'diverged' for r in results.values()))
+
 def main(
     argv:list[str]|None=None   # Arguments; None takes those of the process
-) -> int:                      # Exit code: 0, 1 when a model diverged, 2 for bad input, 130 after Ctrl-C
+) -> int:                      # Exit code: 0, 1 when a model diverged, or one of those of `run_command`
     "The command `ebt_toy`; with `listops` as its first word the one that writes ListOps files, with `explore` the one that serves the explorer"
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ['listops']: return listops_main(argv[1:])
-    if argv[:1] == ['explore']: return explore_main(argv[1:])
-    parser = anno_parser(command, prog='ebt_toy')
-    parser.epilog = "'ebt_toy explore' shows the explorer as a page; 'ebt_toy listops --help' tells how to write ListOps data sets to files."
-    def refuse(message): raise ValueError(message)
-    parser.error = refuse
-    try:
-        args = vars(parser.parse_args(argv))
-        statuses = [r['status'] for r in command(**{k: v for k,v in args.items() if k not in ('pdb', 'xtra')}).values()]
-    except ValueError as e:
-        print(f"ebt_toy: {e}", file=sys.stderr)
-        return 2
-    return 130 if 'interrupted' in statuses else int('diverged' in statuses)
+    if argv[:1] != ['explore']: return run_command(command, 'ebt_toy', argv, _exit_code, _EPILOG)
+    with endable(signal.default_int_handler): return explore_main(argv[1:])   # which ends its server itself

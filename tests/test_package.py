@@ -11,7 +11,7 @@ import ebt_toy
 
 package = Path(ebt_toy.__file__).parent
 notebooks = sorted(p for p in (Path(__file__).parents[1]/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
-order = 'data listops generate files ladder engine training encoder ebt ffn page serve runner checkpoints plots live scene explorer sweeps'.split()   # each may import those before it
+order = '_start data listops generate files ladder engine training encoder ebt ffn page serve runner checkpoints plots live scene explorer sweeps'.split()   # each may import those before it
 modules = sorted(p.stem for p in package.glob('*.py') if not p.stem.startswith('_'))
 each_module = pytest.mark.parametrize('name', modules)
 
