@@ -98,6 +98,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'ebt_toy.encoder._usual': ('encoder.html#_usual', 'ebt_toy/encoder.py'),
                                  'ebt_toy.encoder.attend': ('encoder.html#attend', 'ebt_toy/encoder.py'),
                                  'ebt_toy.encoder.encoder_for': ('encoder.html#encoder_for', 'ebt_toy/encoder.py'),
+                                 'ebt_toy.encoder.look_up': ('encoder.html#look_up', 'ebt_toy/encoder.py'),
                                  'ebt_toy.encoder.nesting': ('encoder.html#nesting', 'ebt_toy/encoder.py'),
                                  'ebt_toy.encoder.own_part': ('encoder.html#own_part', 'ebt_toy/encoder.py'),
                                  'ebt_toy.encoder.rotate': ('encoder.html#rotate', 'ebt_toy/encoder.py'),
