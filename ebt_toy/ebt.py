@@ -118,7 +118,8 @@ def trace(
     n_steps = model.n_optimization_steps if n_steps is None else check_count('n_steps', n_steps)
     step_size = model.step_size if step_size is None else check_positive('step_size', step_size)
     way = [noise_for(model, len(x), seed, x.device)[0] if y0 is None else y0]
-    x = x.clone() if model.encoder is None else predict(model.encoder, x)
+    if model.encoder is not None: x = predict(model.encoder, x)
+    elif isinstance(x, Tensor): x = x.clone()      # an energy may write into what it is given
     if noise: check_positive('noise', noise)
     g = generator(seed, 'noise', device=x.device)
     for _ in range(n_steps):
