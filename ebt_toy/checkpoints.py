@@ -7,7 +7,7 @@ __all__ = ['LEVELS', 'FORMAT', 'MAX_HEADER', 'MAX_PARTS', 'STEPS', 'packed', 'un
            'load', 'snapshots', 'make_pretrained', 'pretrained_steps', 'pretrained']
 
 # %% ../nbs/05a_checkpoints.ipynb #fa252179
-import json, math, os, re
+import json, math, re
 from collections import Counter
 from functools import partial
 from importlib.resources import files
@@ -68,7 +68,8 @@ def _dict(pairs):
     if max(Counter(hash(k) for k,_ in _list(pairs)).values(), default=0) > 2: raise ValueError("expected keys that differ")
     return dict(pairs)
 
-_READERS = {'!float': dict(inf=math.inf, nan=math.nan, **{'-inf': -math.inf}).__getitem__, '!tuple': lambda v: tuple(_list(v)), '!array': _array, '!dict': _dict}
+_FLOATS = {'inf': math.inf, '-inf': -math.inf, 'nan': math.nan}
+_READERS = {'!float': _FLOATS.__getitem__, '!tuple': lambda v: tuple(_list(v)), '!array': _array, '!dict': _dict}
 
 def unpacked(
     value,             # From `packed`, perhaps by way of JSON
@@ -123,9 +124,7 @@ def save(
     if not isinstance(history, History|None): raise ValueError(f"history: expected a History (what else to keep is named, e.g. task='add'), got {type(history).__name__}")
     about = dict(format=FORMAT, library=ebt_toy.__version__, model=packed(describe(model), 'model'), notes=packed(notes, 'notes'),
                  history=None if history is None else packed(vars(history), 'history'))
-    data = _written(model, json.dumps(about, allow_nan=False))
-    try: _look(BytesIO(data), len(data), path)
-    except ValueError as e: raise ValueError(f"notes, history: expected what can be read back, got {e}") from None
+    data = _readable(_written(model, json.dumps(about, allow_nan=False)), path)
     with atomic_file(path) as f: f.write(data)
     return path
 
@@ -151,26 +150,32 @@ def _parsed(text):
     if (n := text.count('[') + text.count('{')) > MAX_PARTS: raise ValueError(f"expected at most {MAX_PARTS:,} lists and dictionaries, got {n:,}")
     return json.loads(text, object_pairs_hook=_once, parse_constant={}.__getitem__)     # a bare NaN is no JSON
 
+
+# %% ../nbs/05a_checkpoints.ipynb #4c2e72db
 def _sort(dtype): return 'real' if dtype.startswith(('F', 'BF')) else 'complex' if dtype[0] == 'C' else 'whole'
 
-def _header(f, size):
+def _header(f):
     "Sort and shape of each tensor in a safetensors file, and the texts beside them"
+    size = f.seek(0, 2)
+    f.seek(0)
     n = int.from_bytes(f.read(8), 'little')
     if not n <= min(size - 8, MAX_HEADER): raise ValueError(f"a header of {n:,} bytes")
     tensors = _parsed(f.read(n).decode())
     texts = tensors.pop('__metadata__', None) or {}
+    if not isinstance(texts, dict): raise ValueError("texts without names")
     if (end := max((t['data_offsets'][1] for t in tensors.values()), default=0)) != size - 8 - n: raise ValueError(f"tensors of {end:,} bytes")
     return {k: (_sort(t['dtype']), tuple(t['shape'])) for k,t in tensors.items()},texts
 
-# %% ../nbs/05a_checkpoints.ipynb #c43870b6
+# %% ../nbs/05a_checkpoints.ipynb #3f4aabb5
 def _check_history(history):
     "Columns hold numbers and are of one length, and the updates are among them"
     columns = history.columns
-    if not isinstance(history.settings, dict) or not isinstance(history.status, str) or not all(isinstance(c, list) for c in columns.values()):
-        raise ValueError("history: expected columns and settings")
+    sorts = dict(columns=dict, settings=dict, status=str, seconds=(int, float))
+    if not all(isinstance(getattr(history, k), s) for k,s in sorts.items()) or not all(isinstance(c, list) for c in columns.values()):
+        raise ValueError("history: expected columns, settings, status and seconds")
     if columns and {len(c) for c in columns.values()} != {len(history)}: raise ValueError(f"history: expected columns as long as 'step', {len(history)}")
-    if wrong := [k for k,c in columns.items() if np.array([*c, history.seconds] if k == 'step' else c).dtype.kind not in 'biuf']:
-        raise ValueError(f"history: expected numbers, got others in {wrong[0]!r}")
+    wrong = [k for k,c in columns.items() if np.array(c).dtype.kind not in 'biuf']
+    if wrong: raise ValueError(f"history: expected numbers, got others in {wrong[0]!r}")
 
 def _understood(about):
     "What a model was saved with, as it was"
@@ -180,10 +185,14 @@ def _understood(about):
     if history is not None: _check_history(history)
     return dict(model=unpacked(about['model']), history=history, notes=notes, library=str(about['library']))
 
-def _look(f, size, path):
+
+# %% ../nbs/05a_checkpoints.ipynb #14bf29d9
+def _not_whole(f, path, error): return _refused(path, f"a whole safetensors file, got {f.seek(0, 2):,} bytes that are none", error)
+
+def _look(f, path):
     "What an open file says of its model, and sort and shape of its weights, which are not read yet"
-    try: weights,texts = _header(f, size)
-    except Exception as e: raise _refused(path, f"a whole safetensors file, got {size:,} bytes that are none", e) from None
+    try: weights,texts = _header(f)
+    except Exception as e: raise _not_whole(f, path, e) from None
     if 'ebt_toy' not in texts: raise ValueError(f"{path}: expected a model saved by ebt_toy, got a safetensors file without its description")
     try:
         about = _parsed(texts['ebt_toy'])
@@ -192,20 +201,30 @@ def _look(f, size, path):
     except Exception as e: raise _refused(path, "a description of a model, got one that makes no sense", e) from None
     raise ValueError(f"{path}: expected format {FORMAT}, got {_short(format)}, written by a newer ebt_toy ({_short(about.get('library'))[:20]!r})")
 
-def _weights(f, size, path):
-    "The weights in an open file, by name"
+def _readable(data, path):
+    "What is about to be written, if it can be read back"
+    try: _look(BytesIO(data), path)
+    except ValueError as e: raise ValueError(f"notes, history: expected what can be read back, got {e}") from None
+    return data
+
+def _weights(f, path, shapes):
+    "The weights in an open file, by name, if they are still as `_look` found them"
+    size = f.seek(0, 2)
     f.seek(0)
-    try: return safetensors.torch.load(f.read(size))
-    except Exception as e: raise _refused(path, f"a whole safetensors file, got {size:,} bytes that are none", e) from None
+    try:
+        weights = safetensors.torch.load(f.read(size))
+        if {k: tuple(t.shape) for k,t in weights.items()} == {k: s for k,(_,s) in shapes.items()}: return weights
+        raise ValueError("it was changed while it was read")
+    except Exception as e: raise _not_whole(f, path, e) from None
 
 # %% ../nbs/05a_checkpoints.ipynb #346ae036
-def _size(f): return os.fstat(f.fileno()).st_size
-
 def read_checkpoint(
     path      # A file from `save`
 ) -> tuple:   # What it says of the model (`model`, `history`, `notes`, `library`), and its weights by name
     "What a file holds, without building the model; raises `ValueError` where it is not what `save` writes"
-    with open_file(path) as f: return _look(f, size := _size(f), path)[0],_weights(f, size, path)
+    with open_file(path) as f:
+        about,shapes = _look(f, path)
+        return about,_weights(f, path, shapes)
 
 # %% ../nbs/05a_checkpoints.ipynb #7015b589
 def _strangers(about):
@@ -214,11 +233,17 @@ def _strangers(about):
     kind = _KINDS.get(about['kind']) if 'config' in about else None
     return [k for p in _PARTS[kind] for k in _strangers(about[p])] if kind else [str(about['kind'])]
 
-class _Bare(TorchFunctionMode):
-    "Within it, modules are built without initial values"
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        return kwargs.get('tensor', *args[:1]) if getattr(func, '__module__', '') == 'torch.nn.init' else func(*args, **kwargs)
+_FITTING = dict(energy=('EnergyFunction',), encoder=('TokenEncoder', None))
+_SIZES = [('output_dim', 'energy.output_dim'), ('energy.input_dim', 'encoder.dim'), ('input_dim', 'encoder.dim')]   # equal where there are both
+
+def _check_parts(about):
+    "The parts of a described module are of the right kind and of sizes that fit"
+    parts = {p: about[p] or dict(kind=None, config={}) for p in _PARTS[_KINDS[about['kind']]]}
+    for p,part in parts.items():
+        if part['kind'] not in _FITTING[p]: raise ValueError(f"{p}: expected {_FITTING[p][0]}, got {part['kind']}")
+    sizes = about['config'] | {f'{p}.{k}': v for p,part in parts.items() for k,v in part['config'].items()}
+    for a,b in _SIZES:
+        if a in sizes and b in sizes and sizes[a] != sizes[b]: raise ValueError(f"{a}: expected {sizes[b]}, as in {b}, got {sizes[a]}")
 
 def _assemble(about):
     "The described module"
@@ -226,26 +251,23 @@ def _assemble(about):
     kind = _KINDS[about['kind']]
     return kind(**about['config'], **{p: _assemble(about[p]) for p in _PARTS[kind]})
 
-_FITTING = dict(energy=('EnergyFunction',), encoder=('TokenEncoder', None))
-_SIZES = [('output_dim', 'energy.output_dim'), ('energy.input_dim', 'encoder.dim'), ('input_dim', 'encoder.dim')]   # equal where there are both
-
-def _check_parts(about):
-    "The parts of a described module are of the right kind and of sizes that fit"
-    parts = {p: about[p] or dict(kind=None, config={}) for p in _PARTS[_KINDS[about['kind']]]}
-    if wrong := [p for p,part in parts.items() if part['kind'] not in _FITTING[p]]: raise ValueError(f"{wrong[0]}: expected {_FITTING[wrong[0]][0]}, got {parts[wrong[0]]['kind']}")
-    sizes = about['config'] | {f'{p}.{k}': v for p,part in parts.items() for k,v in part['config'].items()}
-    for a,b in _SIZES:
-        if a in sizes and b in sizes and sizes[a] != sizes[b]: raise ValueError(f"{a}: expected {sizes[b]}, as in {b}, got {sizes[a]}")
+# %% ../nbs/05a_checkpoints.ipynb #98cae92d
+class _Bare(TorchFunctionMode):
+    "Within it, modules are built without initial values"
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        return kwargs.get('tensor', *args[:1]) if getattr(func, '__module__', '') == 'torch.nn.init' else func(*args, **kwargs)
 
 def _described(about, most):
-    "The state that the described module has, with one layer built for all; `most` limits their number"
+    "The state that the described module has, with one layer built for all; `most` weights are there"
     kind,config = _KINDS[about['kind']],about['config']
     layers = check_count('n_layers', config.get('n_layers', 1))
     _check_parts(about)
-    if layers > most: raise ValueError(f"n_layers: expected at most {most}, as there are weights, got {layers}")
     one = config | dict(n_layers=1) if 'n_layers' in config else config
     state = kind(**one, **dict.fromkeys(_PARTS[kind])).state_dict()
-    state |= {k.replace('.0.', f'.{i}.', 1): t for k,t in state.items() if k.startswith('blocks.0.') for i in range(1, layers)}
+    block = {k: t for k,t in state.items() if k.startswith('blocks.0.')}
+    if layers*len(block) > most: raise ValueError(f"n_layers: expected at most {most//len(block)}, as {most} weights allow, got {layers}")
+    state |= {k.replace('.0.', f'.{i}.', 1): t for k,t in block.items() for i in range(1, layers)}
     return state | {f'{p}.{k}': t for p in _PARTS[kind] if about[p] for k,t in _described(about[p], most).items()}
 
 def _built(path, about, weights):
@@ -281,6 +303,18 @@ def _check_alike(path, about, model, weights):
     _check_weights(path, model.state_dict(), weights)
 
 # %% ../nbs/05a_checkpoints.ipynb #f0630335
+def _fill(model, weights):
+    "Put weights into a model in place, all or none"
+    own = model.state_dict(keep_vars=True)
+    moved = {k: weights[k].to(t.device) for k,t in own.items()}      # all of them, before the first is replaced
+    for k,t in own.items(): t.data = moved[k]
+
+def _equip(model, weights):
+    "Give a model that was built without memory its weights"
+    for k,w in weights.items():
+        part,_,name = k.rpartition('.')
+        setattr(model.get_submodule(part), name, nn.Parameter(w))
+
 def load(
     path,                       # A file from `save`
     model:nn.Module|None=None,  # Filled in place, on success only; None builds one of this package's models
@@ -290,14 +324,11 @@ def load(
     device,given = get_device(device),model is not None
     if given and not isinstance(model, nn.Module): raise ValueError(f"model: expected a module, got {type(model).__name__}")
     with open_file(path) as f:
-        about,shapes = _look(f, size := _size(f), path)
+        about,shapes = _look(f, path)
         if given: _check_alike(path, about['model'], model, shapes)
         else: model = _built(path, about['model'], shapes)
-        weights = _weights(f, size, path)
-    own = model.state_dict(keep_vars=True) if given else {}
-    moved = {k: weights[k].to(t.device) for k,t in own.items()}      # all of them, before the first is replaced
-    for k,t in own.items(): t.data = moved[k]
-    for k,w in () if given else weights.items(): setattr(model.get_submodule(k.rpartition('.')[0]), k.rpartition('.')[2], nn.Parameter(w))
+        weights = _weights(f, path, shapes)
+    (_fill if given else _equip)(model, weights)
     model.history,model.notes = about['history'],about['notes']
     return model.to(device).eval()
 

@@ -121,7 +121,7 @@ def trace(
     if model.encoder is not None: x = predict(model.encoder, x)
     elif isinstance(x, Tensor): x = x.clone()      # an energy may write into what it is given
     if noise: check_positive('noise', noise)
-    g = generator(seed, 'noise', device=x.device)
+    g = generator(seed, 'noise', device=way[0].device)
     for _ in range(n_steps):
         y = descend(model.energy, x, way[-1], step_size)
         way.append(y + noise*torch.randn(y.shape, generator=g, device=y.device, dtype=y.dtype) if noise else y)

@@ -369,14 +369,15 @@ def endable(
         for s,h in before.items(): signal.signal(s, h)
 
 def tell(
-    line:str,     # Text
-    stream=None   # Where to; None is standard output
+    line:str,          # Text
+    stream=None,       # Where to; None is standard output
+    flush:bool=False   # At once
 ):
-    "Print a line at once, with `?` for what the stream cannot write; without a stream, do nothing. Raises `OSError` that names the stream"
+    "Print a line, with `?` for what the stream cannot write; without a stream, do nothing. Raises `OSError` that names the stream"
     stream = stream or sys.stdout
     if stream is None: return
-    try: print(line, file=stream, flush=True)
-    except UnicodeEncodeError: print(line.encode(stream.encoding, 'replace').decode(stream.encoding), file=stream, flush=True)
+    try: print(line, file=stream, flush=flush)
+    except UnicodeEncodeError: print(line.encode(stream.encoding, 'replace').decode(stream.encoding), file=stream, flush=flush)
     except OSError as e: raise OSError(e.errno, e.strerror, getattr(stream, 'name', None)) from None
 
 def _prepare():
@@ -410,15 +411,16 @@ def run_command(
     _prepare()
     try:
         with endable():
-            try: return done(command(**{k: v for k,v in vars(parser.parse_args(argv)).items() if k not in ('pdb', 'xtra')}))
-            except SystemExit:         # after --help
-                sys.stdout.flush()
-                raise
+            try: code = done(command(**{k: v for k,v in vars(parser.parse_args(argv)).items() if k not in ('pdb', 'xtra')}))
+            except SystemExit as e: code = e         # after --help
+            sys.stdout.flush()
+            if not isinstance(code, SystemExit): return code
+            raise code
     except KeyboardInterrupt: code,why = 130,'interrupted'
     except BrokenPipeError: code,why = 141,None
     except (ValueError, OSError) as e: code,why = 2 if isinstance(e, ValueError) else 3,e
     _drop_output()
-    with suppress(OSError): why and tell(f"{prog}: {why}", sys.stderr)
+    with suppress(OSError): why and tell(f"{prog}: {why}", sys.stderr, flush=True)
     return code
 
 # %% ../nbs/01c_files.ipynb #bf30a9a1

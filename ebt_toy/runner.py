@@ -445,7 +445,7 @@ def _spread(shared, configs):
 def _steady(lost):
     "A report that outlives its output: the error of a closed pipe or a full disk goes to `lost`, and the run goes on"
     def report(line):
-        try: lost or tell(line)
+        try: lost or tell(line, flush=True)
         except OSError as e: lost.append(e)
     return report
 
@@ -491,7 +491,7 @@ def command(
     lost = []
     results = run_main(task, vec_size, size_train, size_val, size_test, list(configs), seed=seed, device=device, eval_every=eval_every, seeds=seeds,
                        compile={'yes': True, 'no': False}.get(compile, compile), task_options=parse_config(task_options), progress=not quiet,
-                       report=tell if save is None else _steady(lost), **{f'{n}_config': c for n,c in configs.items()})
+                       report=partial(tell, flush=True) if save is None else _steady(lost), **{f'{n}_config': c for n,c in configs.items()})
     if save is not None: _keep(results, save, _steady(lost))
     if lost: raise lost[0]
     return results

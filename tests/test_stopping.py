@@ -215,8 +215,9 @@ def test_a_pipe_that_is_closed(tmp_path, save):
     assert (p.stderr.read(), p.wait(60)) == ('', 141)
     assert (tmp_path/'out'/'results.json').exists() == bool(save)
 
-def test_help_into_a_pipe_that_is_closed(tmp_path):
-    p = start([*WAYS[1], '--help'], tmp_path)
+@pytest.mark.parametrize('args', [['--help'], ['listops', '--help']], ids=' '.join)
+def test_help_into_a_pipe_that_is_closed(tmp_path, args):
+    p = start([*WAYS[1], *args], tmp_path)
     p.stdout.close()
     assert p.stderr.read() == '' and p.wait(60) in (0, 141)     # argparse may keep the error to itself
 
