@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FULL = bool(os.environ.get('EBT_FUZZ'))   # fuzz with thousands of files instead of dozens
-SECONDS,BYTES,PATIENCE = 2,200e6,60
+SECONDS,BYTES,PATIENCE = 2,200e6,300
 
 def memory(what):
     "Bytes held now (`VmRSS`), or at most since `forget` (`VmHWM`); where there is no /proc, at most since the start"

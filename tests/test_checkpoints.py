@@ -375,8 +375,8 @@ def test_nothing_is_read_for_a_model_of_another_size(tmp_path):
 def test_layers_are_not_built_for_names_alone(tmp_path, names, layers, match):
     config = dict(dim=2, n_heads=1, n_layers=layers)
     text = json.dumps(dict(format=1, library='0', model=dict(kind='TokenEncoder', config=config), notes={}, history=None))
-    data = safetensors.torch.save({k: torch.zeros(0) for k in names(20_000)}, {'ebt_toy': text})
-    with bounded(): refused(tmp_path/'bad.safetensors', data, match)
+    empty = dict(dtype='F32', shape=[0], data_offsets=[0, 0])
+    with bounded(): refused(tmp_path/'bad.safetensors', raw(json.dumps({'__metadata__': {'ebt_toy': text}} | {k: empty for k in names(20_000)})), match)
 
 def test_many_layers_are_loaded_in_time(tmp_path):
     times = []
@@ -396,7 +396,7 @@ def test_notes_that_save_does_not_write(tmp_path, part):
 
 def test_the_largest_notes_stay_within_bounds(tmp_path):
     "What costs most of all that is accepted"
-    for value in ([[]]*(2**17 - 500), [{}]*(2**17 - 500), list(range(10**6)), 'x'*(2**23 - 5000), [f'{i:x}' for i in range(700_000)]):
+    for value in ([{}]*(2**17 - 500), list(range(10**6)), 'x'*(2**23 - 5000)):
         path = save(tiny(), tmp_path/'a.safetensors', a=value)
         with bounded(): assert load(path).notes['a'] == value
 

@@ -10,7 +10,11 @@ from torch.utils.data import TensorDataset
 
 from ebt_toy import EBT, EnergyFunction, FeedForward, TokenEncoder, engine, fit, predict, run_main, test_energy_model, train_energy_model
 from ebt_toy.engine import draws, length_groups, prepared, row_lengths, turns, updates
+from bounds import bounded
+from ebt_toy import encoder
+from ebt_toy.encoder import SILENT, nesting, without
 from ebt_toy.generate import draw_forest, numpy_generator, pad, token_ids
+from ebt_toy.listops import PAD
 
 test_energy_model.__test__ = False   # a function of the library, not a test
 quick = settings(max_examples=15, deadline=None, database=None)
@@ -122,3 +126,34 @@ def test_run_main_on_listops():
 def test_unknown_token_is_refused():
     splits = [TensorDataset(torch.full((4, 5), 18), torch.zeros(4, dtype=torch.long))]*3
     with pytest.raises(ValueError, match='x: expected token ids in 0 to 17, got 18 to 18'): train_energy_model(*splits, 5, 10, num_steps=1, report=None)
+
+# Any type of whole number, and no more memory than it takes
+
+WHOLE = [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64]
+tokens = st.integers(1, 8).flatmap(lambda width: st.lists(st.lists(st.integers(0, 17), min_size=width, max_size=width), max_size=7).map(lambda rows: torch.tensor(rows, dtype=torch.long).view(-1, width)))
+
+@settings(quick, max_examples=100)
+@given(tokens, st.sampled_from(WHOLE), st.sampled_from([1, 20, 2**20]))
+def test_rows_of_any_whole_type_are_read_alike(x, dtype, at_once):
+    left = [[t for t in row if t not in (PAD, *SILENT)] for row in x.tolist()]
+    width = max([1, *map(len, left)])
+    model = reader(0).eval()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(encoder, 'AT_ONCE', at_once)
+        for found in (without(x.to(dtype), SILENT), model.prepare(x.to(dtype))): assert found.tolist() == [row + [PAD]*(width - len(row)) for row in left] and found.shape == (len(x), width)
+        assert torch.equal(nesting(x.to(dtype)), nesting(x))
+        assert_near(model(x.to(dtype)).detach(), model(x).detach())
+    assert model.prepare(x.byte()).dtype == torch.uint8
+
+@pytest.mark.parametrize('x', [torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.cfloat), torch.zeros(3, dtype=torch.long)], ids=lambda x: str(x.dtype))
+def test_what_are_no_rows_of_ids_is_refused(x):
+    with pytest.raises(ValueError, match='x: expected rows of token ids, got torch'): reader(0).prepare(x)
+
+def test_bad_ids_are_refused():
+    for name in ('opening', 'closing', 'silent'):
+        for ids in ((-1,), (1.5,), ('a',)):
+            with pytest.raises(ValueError, match=f'{name}: expected token ids, got'): TokenEncoder(8, 1, 2, **{name: ids})
+
+def test_preparing_takes_little_more_than_its_result():
+    x = torch.randint(18, (12_000, 2000), dtype=torch.uint8)          # 24 MB, from which about 20 remain
+    with bounded(60, 2*x.nbytes): assert without(x, SILENT).dtype == torch.uint8
