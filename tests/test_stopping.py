@@ -113,7 +113,7 @@ def interrupt_once(monkeypatch, name, at=1):
     monkeypatch.setattr(runner, name, f)
     return calls
 
-@pytest.mark.parametrize('name', ['chosen_models', 'check_folder', 'get_device', '_check_run', '_rehearse', 'create_synthetic_data', 'Results'])
+@pytest.mark.parametrize('name', ['chosen_models', 'check_folder', 'get_device', '_check_models', '_rehearse', 'create_synthetic_data', 'Results'])
 def test_ctrl_c_before_training(tmp_path, monkeypatch, capsys, name):
     assert interrupt_once(monkeypatch, name) is not None
     assert main([*SMALL, '--save', str(tmp_path/'out')]) == 130
