@@ -35,12 +35,13 @@ def without(
     silent:tuple   # Ids to leave out
 ) -> Tensor:       # `(n, width of the longest row that remains)`
     "Rows without some of their tokens, closed up and padded at the end; of any whole type, in little more memory than it fills"
-    x = _usual(x)
-    parts = x.split(max(1, AT_ONCE//max(1, x.shape[1])))
-    lengths = [_told(part, silent).sum(1, keepdim=True) for part in parts]
-    rows = x.new_full((len(x), max([1, *(int(n.max()) for n in lengths if len(n))])), PAD)
+    x,size = _usual(x),max(1, AT_ONCE//max(1, x.shape[1]))
+    lengths = torch.zeros(len(x) + 1, 1, dtype=torch.long, device=x.device)    # one tensor: small ones among large ones scatter memory
+    parts = list(zip(x.split(size), lengths[:len(x)].split(size)))
+    for part,n in parts: torch.sum(_told(part, silent), 1, keepdim=True, out=n)
+    rows = x.new_full((len(x), max(1, int(lengths.max()))), PAD)
     places = torch.arange(rows.shape[1], device=x.device)
-    for part,n,row in zip(parts, lengths, rows.split(max(1, len(parts[0])))): row.masked_scatter_(places < n, part.masked_select(_told(part, silent)))
+    for (part,n),row in zip(parts, rows.split(size)): row.masked_scatter_(places < n, part.masked_select(_told(part, silent)))
     return rows
 
 # %% ../nbs/02a_encoder.ipynb #2445ab31
