@@ -20,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 import ebt_toy
-from ebt_toy.data import generator
+from ebt_toy.core import generator
 from ebt_toy.generate import Limits, distinct, draw_forest, labels, numpy_generator, ood_limits, stream, texts, token_ids
 from ebt_toy.listops import OPERATOR_P, OPERATORS, evaluate, grow, random_numbers, render, tree_length
 
@@ -129,7 +129,7 @@ def beyond(n):
 
 def about():
     "Machine and versions"
-    from ebt_toy.runner import device_name
+    from ebt_toy.core import device_name
     return dict(cpu=device_name('cpu'), cores=os.cpu_count(), threads=torch.get_num_threads(), system=platform.platform(), python=platform.python_version(),
                 numpy=np.__version__, torch=torch.__version__, ebt_toy=ebt_toy.__version__, load_average=os.getloadavg())
 

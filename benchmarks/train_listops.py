@@ -13,10 +13,9 @@ from pathlib import Path
 
 import torch
 
-from ebt_toy import TokenEncoder, create_synthetic_data, ladder, predict, train_energy_model, train_feedforward
-from ebt_toy.data import get_device
+from ebt_toy import TokenEncoder, create_synthetic_data, listops_baselines, predict, train_energy_model, train_feedforward
+from ebt_toy.core import device_name, get_device
 from ebt_toy.engine import count_params
-from ebt_toy.runner import device_name
 
 LRA = dict(vec_size=120, min_length=1498)     # 500 to 2000 tokens without parentheses are 1498 to 5998 with them
 KINDS = {None: 'plain', 'length': 'longer', 'depth': 'deeper', 'args': 'wider'}
@@ -66,7 +65,7 @@ def main(argv=None):
     tests = {None: data.test_dataset} | {k: make(size_train=1, device=device, ood=k).test_dataset for k in KINDS if k}
     print(f"{a.size_train:,} expressions to train on and {len(tests)} test sets in {time.perf_counter() - start:.0f} s")
     results = dict(settings={k: v for k,v in vars(a).items() if k != 'out'}, device=device_name(device), torch=torch.__version__, python=platform.python_version(),
-                   ladder={KINDS[k]: ladder(data._replace(test_dataset=ds)) for k,ds in tests.items()}, models=[])
+                   ladder={KINDS[k]: listops_baselines(data._replace(test_dataset=ds)) for k,ds in tests.items()}, models=[])
     for k,rungs in results['ladder'].items(): print(f"{k}: " + ', '.join(f"{rule} {v:.1%}" for rule,v in rungs.items()))
     for name in ('ffn', 'ebt'):
         for seed in range(a.seeds):

@@ -11,7 +11,7 @@ from ebt_toy.ffn import FeedForward, train_feedforward
 from ebt_toy.listops import ListOpsError, draw_tree, evaluate, parse, render
 from ebt_toy.files import read_dataset
 from ebt_toy.generate import Forest, stream
-from ebt_toy.ladder import ladder
+from ebt_toy.ladder import listops_baselines
 from ebt_toy.training import DivergedError, History, baselines, fit, predict
 from ebt_toy.runner import register_model, run_main, save_results
 from ebt_toy.checkpoints import load, pretrained, pretrained_steps, save, snapshots

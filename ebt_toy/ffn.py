@@ -11,8 +11,8 @@ from typing import Callable
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from .encoder import Encoded, encoder_for
-from .data import seed_list
+from .parts import Encoded, encoder_for
+from .core import seed_list
 from .engine import mlp
 from .training import check_splits, count_updates, train_models
 

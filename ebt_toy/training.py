@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['TOKENS_AT_ONCE', 'COLORS', 'SMALL_WORK', 'count_updates', 'describe_budget', 'precision', 'predict', 'History',
-           'plot_history', 'evaluate', 'format_number', 'format_row', 'DivergedError', 'check_splits', 'free_memory',
+           'plot_history', 'score', 'format_number', 'format_row', 'DivergedError', 'check_splits', 'free_memory',
            'seeds_at_once', 'merge_histories', 'fit', 'train_models', 'baselines']
 
 # %% ../nbs/02_training.ipynb #5912accf
 import os, time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Callable
 
 import numpy as np
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
-from .data import Scoring, SyntheticData, check_count, check_dataset, check_known, check_positive, classification, regression, scoring_for, seed_list, seeded
-from .engine import as_read, choose_compile, choose_way, count_params, length_groups, mode, noise_for, prepared, row_lengths, update_work, updates
-from .generate import progress_bar
+from .core import check_count, check_known, check_positive, progress_bar, seed_list, seeded
+from .data import Scoring, SyntheticData, check_dataset, classification, regression, scoring_for
+from .engine import as_read, choose_compile, choose_way, count_params, length_groups, mode, guesses_for, prepared, row_lengths, update_work, updates
 
 # %% ../nbs/02_training.ipynb #79d6d2ba
 def count_updates(
@@ -77,7 +76,7 @@ def predict(
     x = _readable(model, x)
     with mode([model], False):
         try:
-            noise,parts = noise_for(model, len(x), seed, x.device),_portions(prepared(model, x), batch_size)
+            noise,parts = guesses_for(model, len(x), seed, x.device),_portions(prepared(model, x), batch_size)
             p = torch.cat([model(as_read(b).clone(), *(z[rows] for z in noise)) for b,rows in parts])
         except (RuntimeError, IndexError) as e:
             if isinstance(e, torch.OutOfMemoryError): raise
@@ -130,7 +129,7 @@ def plot_history(
 History.plot = plot_history
 
 # %% ../nbs/02_training.ipynb #1f133a2e
-def evaluate(
+def score(
     model:nn.Module,      # Any model
     dataset:TensorDataset,# Holds `(x, y)`
     metric:Callable,      # `(prediction, target) -> scalar`
@@ -166,7 +165,7 @@ def _evaluate_one(model, splits, scoring):
         if scoring.metric is not scoring.loss: row[f'{name}_{scoring.metric_name}'] = scoring.metric(p, y).item()
     if hasattr(model, 'monitor'):
         x = splits['val'][0]
-        row |= model.monitor(x, *noise_for(model, len(x), device=x.device))
+        row |= model.monitor(x, *guesses_for(model, len(x), device=x.device))
     return row
 
 def _evaluate_all(models, splits, scoring, many):

@@ -7,7 +7,7 @@ import pytest, torch
 import torch.nn.functional as F
 
 from ebt_toy import EBT, EnergyFunction, FeedForward, TokenEncoder, create_synthetic_data, engine, fit
-from ebt_toy.data import random_states, seeded
+from ebt_toy.core import random_states, seeded
 from ebt_toy.engine import updates
 from ebt_toy.training import free_memory
 

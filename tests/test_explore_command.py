@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import ebt_toy
-from ebt_toy.serve import explore_main
+from ebt_toy.cli import explore_main
 
 command = [sys.executable, '-m', 'ebt_toy', 'explore']
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from ebt_toy import files
-from ebt_toy.files import (FORMATS, FileError, atomic_file, detect_format, listops_command, listops_main, read_data, read_dataset, read_file,
-                           read_ids, read_rows, write_file)
+from ebt_toy.core import atomic_file
+from ebt_toy.files import FORMATS, FileError, detect_format, listops_command, read_data, read_dataset, read_file, read_ids, read_rows, write_file
+from ebt_toy.cli import listops_main
 from ebt_toy.generate import draw_forest, numpy_generator
 from ebt_toy.listops import ListOpsError, detokenize, evaluate, parse, render, tree_length
 
@@ -167,7 +168,7 @@ def test_a_killed_run_leaves_no_half_file(tmp_path):
 
 # The command
 
-COMMAND = 'import sys; from ebt_toy.files import listops_main; sys.exit(listops_main(sys.argv[1:]))'
+COMMAND = 'import sys; from ebt_toy.cli import listops_main; sys.exit(listops_main(sys.argv[1:]))'
 
 def start(*args, **env): return subprocess.Popen([sys.executable, '-c', COMMAND, *map(str, args)], env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 def digest(folder): return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from ebt_toy import generate
-from ebt_toy.data import create_synthetic_data, generator, get_task
+from ebt_toy.core import generator
+from ebt_toy.data import create_synthetic_data, get_task
 from ebt_toy.generate import (Forest, concat, digests, distinct, draw_forest, forest_of, forest_of_ids, forest_values, labels,
                               node_depths, numpy_generator, pad, stream, texts, token_ids, unpad)
 from ebt_toy.listops import (OPERATOR_P, OPERATORS, VOCAB, ListOpsError, Tree, detokenize, evaluate, grow, node_values, parents, parse, positions,

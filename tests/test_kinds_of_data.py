@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.data import TensorDataset as TD
 
 from ebt_toy import EBT, EnergyFunction, FeedForward, create_synthetic_data, fit, predict, pretrained, register_task, run_main, test_energy_model, trace, train_energy_model, train_feedforward
-from ebt_toy.data import Scoring, accuracy, classification, regression, seeded
+from ebt_toy.core import seeded
+from ebt_toy.data import Scoring, accuracy, classification, regression
 
 test_energy_model.__test__ = False   # a function of the library, not a test
 quiet = dict(num_steps=2, report=None, progress=False)
@@ -175,7 +176,7 @@ def test_a_guess_depends_on_its_place_alone(ask, n):
 def test_guesses_of_texts_keep_their_places():
     x = create_synthetic_data('listops', 40, 8, 8, vec_size=2).train_dataset.tensors[0]
     class Echo(nn.Module):
-        def noise(self, n, g): return torch.randn(n, 2, generator=g)
+        def initial_guess(self, n, g): return torch.randn(n, 2, generator=g)
         def forward(self, x, z): return z
     assert torch.equal(predict(Echo(), x)[:9], predict(Echo(), x[:9])) and torch.equal(predict(Echo(), x), predict(Echo(), x, batch_size=3))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from ebt_toy.data import generator
+from ebt_toy.core import generator
 from ebt_toy.listops import (OPERATORS, PAD, TOKEN_ID, VOCAB, ListOpsError, Tree, detokenize, draw_tree, evaluate, grow, node_values, parents,
                              parse, positions, random_numbers, render, tokenize, tree_length)
 

@@ -11,7 +11,8 @@ import ebt_toy
 
 package = Path(ebt_toy.__file__).parent
 notebooks = sorted(p for p in (Path(__file__).parents[1]/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
-order = '_start data listops generate files ladder engine training encoder ebt ffn page serve runner checkpoints plots live scene explorer sweeps'.split()   # each may import those before it
+parts = 'engine book listops explorer cli'.split()   # folders of nbs/; 'book' is the top. Each may import itself and those before it
+never = dict(plots={'runner'}, checkpoints={'runner'})   # arrows that the parts would allow
 modules = sorted(p.stem for p in package.glob('*.py') if not p.stem.startswith('_'))
 each_module = pytest.mark.parametrize('name', modules)
 
@@ -45,12 +46,40 @@ def test_imports_are_declared(path):
     undeclared = {t for t in tops if not distributions(t) & declared(extras.get(path.stem))}
     assert not undeclared, f"{path.name} imports {undeclared}: add to `requirements` in settings.ini"
 
+def part_of(name):
+    "The part of the house that a module is in: the folder of its notebook"
+    source = re.search(r'File to edit: \.\./nbs/(.+)\.ipynb', (package/f'{name}.py').read_text(encoding='utf-8'))[1]
+    return 'cli' if source == 'cli' else source.split('/')[0] if '/' in source else 'book'
+
+def uses(name):
+    "Modules of the package that a module imports"
+    return {n.split('.')[1] for n in imported(package/f'{name}.py') if n.startswith('ebt_toy.')} - {'_start'}
+
 @each_module
-def test_imports_go_one_way(name):
-    assert name in order, f"{name}: give the new module its place in `order`"
-    used = {n.split('.')[1] for n in imported(package/f'{name}.py') if n.startswith('ebt_toy.')}
-    wrong = used - set(order[:order.index(name)])
-    assert not wrong, f"ebt_toy.{name} may not import {wrong}"
+def test_imports_go_down_the_house(name):
+    own = parts.index(part_of(name))
+    wrong = {u for u in uses(name) if parts.index(part_of(u)) > own} | uses(name) & never.get(name, set())
+    assert not wrong, f"ebt_toy.{name}, in the part '{part_of(name)}', may not import {wrong}"
+
+def test_imports_have_layers():
+    rest,layers = {m: uses(m) for m in modules},[]
+    while rest:
+        layer = sorted(m for m,u in rest.items() if not u & rest.keys())
+        assert layer, f"these import each other in a circle: {', '.join(rest)}"
+        layers.append(layer)
+        for m in layer: del rest[m]
+    assert 'core' in layers[0] and not any('cli' in uses(m) for m in modules), layers
+
+def defined(name):
+    "Functions and classes at the top of a module"
+    return {n.name for n in ast.parse((package/f'{name}.py').read_text(encoding='utf-8')).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+
+def test_a_name_means_one_thing():
+    where = {}
+    for m in modules:
+        for n in defined(m): where.setdefault(n, []).append(m)
+    twice = {n: ms for n,ms in where.items() if len(ms) > 1}
+    assert not twice, f"names for two things: {twice}"
 
 # What importing does
 

@@ -7,9 +7,10 @@ import pytest
 from torch import nn
 
 import ebt_toy
-from ebt_toy import files, runner
-from ebt_toy.files import tell
-from ebt_toy.runner import main, paired_wins, register_model, run_main, save_results, summary
+from ebt_toy import core, runner
+from ebt_toy.core import tell
+from ebt_toy.cli import main
+from ebt_toy.runner import paired_wins, register_model, run_main, save_results, summary
 from ebt_toy.training import History, fit
 
 linux = pytest.mark.skipif(sys.platform != 'linux', reason="names devices of Linux")
@@ -62,7 +63,7 @@ from ebt_toy import __main__
 def run():
     try: exec('raise KeyboardInterrupt')
     except KeyboardInterrupt: return 130
-__main__.runner.main = run
+__main__.cli.main = run
 sys.exit(__main__.main())
 """
 
@@ -85,12 +86,12 @@ def test_signals_in_training(tmp_path, sign):
 
 SLOW = """
 import sys, time
-from ebt_toy import runner
+from ebt_toy import cli, runner
 def scores(*args):
     print('scoring', flush=True)
     time.sleep(60)
 runner._scores = scores
-sys.exit(runner.main(sys.argv[1:]))
+sys.exit(cli.main(sys.argv[1:]))
 """
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
@@ -196,7 +197,7 @@ def test_a_folder_where_a_file_should_be(tmp_path, capsys, name):
 
 def test_a_full_disk(tmp_path, capsys, monkeypatch):
     def full(fd): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(files.os, 'fsync', full)
+    monkeypatch.setattr(core.os, 'fsync', full)
     assert saved(tmp_path, capsys, 3).endswith("ebt.csv, ffn.csv, training.png, results.json (No space left on device)\n")
     assert not list((tmp_path/'out').iterdir())
 

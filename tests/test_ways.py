@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.data import TensorDataset
 
 from ebt_toy import EBT, EnergyFunction, FeedForward, engine, fit, predict
-from ebt_toy.data import seeded
+from ebt_toy.core import seeded
 from ebt_toy.engine import choose_way, draws, mlp, updates
 
 N,D_X,D_Y,BATCH,LR,STEPS = 40,4,4,8,1e-3,5
