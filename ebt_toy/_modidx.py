@@ -528,6 +528,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'ebt_toy.serve.page_files': ('explorer/serve.html#page_files', 'ebt_toy/serve.py'),
                                'ebt_toy.serve.page_server': ('explorer/serve.html#page_server', 'ebt_toy/serve.py'),
                                'ebt_toy.serve.served': ('explorer/serve.html#served', 'ebt_toy/serve.py')},
+            'ebt_toy.style': { 'ebt_toy.style.legend': ('engine/style.html#legend', 'ebt_toy/style.py'),
+                               'ebt_toy.style.new_axes': ('engine/style.html#new_axes', 'ebt_toy/style.py')},
             'ebt_toy.training': { 'ebt_toy.training.DivergedError': ('training.html#divergederror', 'ebt_toy/training.py'),
                                   'ebt_toy.training.DivergedError.__init__': ( 'training.html#divergederror.__init__',
                                                                                'ebt_toy/training.py'),

@@ -16,7 +16,7 @@ sync_api = pytest.importorskip('playwright.sync_api') if not os.environ.get('CI'
 
 FLAGS = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
 SLIDERS = 'x0 x1 x2 x3 start0 start1 starts steps step_size noise updates'.split()
-notebook = Path(__file__).parents[1]/'nbs'/'07_explorer.ipynb'
+notebook = Path(__file__).parents[1]/'nbs'/'explorer'/'05_explorer.ipynb'
 HARMLESS = re.compile('favicon|Notebook .* is not trusted|WebSocket connection to .* failed: Close received|ResizeObserver')   # of Jupyter's own
 
 @pytest.fixture(scope='module')
@@ -83,7 +83,7 @@ def lab(browser, home, shots, tmp_path_factory):
     shutil.copy(notebook, folder)
     shutil.copytree(notebook.parent/'images', folder/'images')
     args = [sys.executable, '-m', 'jupyterlab', '--no-browser', f'--port={port}', '--ip=127.0.0.1', '--IdentityProvider.token=', '--LabApp.expose_app_in_browser=True', '--allow-root', f'--ServerApp.root_dir={folder}']
-    with served(args, port, folder, home), opened(browser, f'http://127.0.0.1:{port}/lab/tree/07_explorer.ipynb') as page:
+    with served(args, port, folder, home), opened(browser, f'http://127.0.0.1:{port}/lab/tree/05_explorer.ipynb') as page:
         page.wait_for_function("""() => { const w = window.jupyterapp?.shell.currentWidget; return w?.sessionContext?.session?.kernel?.status == 'idle' }""")
         page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")      # resolves when all have run, at the last cell
         page.evaluate("""() => { const notebook = window.jupyterapp.shell.currentWidget.content
