@@ -80,10 +80,11 @@ def voila(browser, home, shots):
 def lab(browser, home, shots, tmp_path_factory):
     "JupyterLab with the notebook of the explorer, all cells run"
     folder,port = tmp_path_factory.mktemp('lab'),choose_port(0)
-    shutil.copy(notebook, folder)
-    shutil.copytree(notebook.parent/'images', folder/'images')
+    (folder/'explorer').mkdir()
+    shutil.copy(notebook, folder/'explorer')
+    shutil.copytree(notebook.parents[1]/'images', folder/'images')
     args = [sys.executable, '-m', 'jupyterlab', '--no-browser', f'--port={port}', '--ip=127.0.0.1', '--IdentityProvider.token=', '--LabApp.expose_app_in_browser=True', '--allow-root', f'--ServerApp.root_dir={folder}']
-    with served(args, port, folder, home), opened(browser, f'http://127.0.0.1:{port}/lab/tree/05_explorer.ipynb') as page:
+    with served(args, port, folder, home), opened(browser, f'http://127.0.0.1:{port}/lab/tree/explorer/05_explorer.ipynb') as page:
         page.wait_for_function("""() => { const w = window.jupyterapp?.shell.currentWidget; return w?.sessionContext?.session?.kernel?.status == 'idle' }""")
         page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")      # resolves when all have run, at the last cell
         page.evaluate("""() => { const notebook = window.jupyterapp.shell.currentWidget.content
