@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 import ebt_toy
 from ebt_toy import EBT, EnergyFunction, FeedForward, create_synthetic_data
 from ebt_toy.core import device_name, get_device
-from ebt_toy.engine import count_params, update_work, updates
+from ebt_toy.update import count_params
+from ebt_toy.engine import update_work, updates
 from ebt_toy.runner import default_config
 from ebt_toy.training import _threads_for
 

@@ -15,7 +15,7 @@ import torch
 
 from ebt_toy import TokenEncoder, create_synthetic_data, listops_baselines, predict, train_energy_model, train_feedforward
 from ebt_toy.core import device_name, get_device
-from ebt_toy.engine import count_params
+from ebt_toy.update import count_params
 
 LRA = dict(vec_size=120, min_length=1498)     # 500 to 2000 tokens without parentheses are 1498 to 5998 with them
 KINDS = {None: 'plain', 'length': 'longer', 'depth': 'deeper', 'args': 'wider'}

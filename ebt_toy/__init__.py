@@ -12,8 +12,11 @@ from ebt_toy.listops import ListOpsError, draw_tree, evaluate, parse, render
 from ebt_toy.files import read_dataset
 from ebt_toy.generate import Forest, stream
 from ebt_toy.ladder import listops_baselines
-from ebt_toy.training import DivergedError, History, baselines, fit, predict
-from ebt_toy.runner import register_model, run_main, save_results
+from ebt_toy.models import predict
+from ebt_toy.history import History
+from ebt_toy.training import DivergedError, baselines, fit
+from ebt_toy.runner import register_model, run_main
+from ebt_toy.saving import save_results
 from ebt_toy.checkpoints import load, pretrained, pretrained_steps, save, snapshots
 from ebt_toy.explorer import Explorer
 from ebt_toy.live import LiveTraining

@@ -27,7 +27,7 @@ from .data import create_synthetic_data
 from .ebt import EBT, EnergyFunction, train_energy_model
 from .encoder import TokenEncoder
 from .ffn import FeedForward, train_feedforward
-from .training import History
+from .history import History
 
 # %% ../nbs/explorer/01_checkpoints.ipynb #b2146b04
 LEVELS = 200   # Most lists and dictionaries inside each other, in JSON

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['generator', 'random_states', 'random_states_kept', 'seeded', 'check_count', 'check_positive', 'seed_list',
-           'check_known', 'get_device', 'user_path', 'atomic_file', 'open_file', 'progress_bar', 'tell', 'device_name',
-           'wilson']
+           'check_known', 'strict', 'get_device', 'user_path', 'atomic_file', 'open_file', 'progress_bar', 'tell',
+           'device_name', 'wilson']
 
 # %% ../nbs/engine/01_core.ipynb #b8798b5b
-import difflib, errno, glob, math, os, platform, random, secrets, stat, sys, zlib
+import difflib, errno, glob, inspect, math, os, platform, random, secrets, stat, sys, zlib
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
-from typing import BinaryIO, Iterator
+from typing import BinaryIO, Callable, Iterator
 try: import fcntl
 except ImportError: fcntl = None   # Windows has no such locks
 
@@ -109,6 +110,20 @@ def check_known(
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
+
+# %% ../nbs/engine/01_core.ipynb #bef81a05
+def strict(
+    f:Callable   # A function without `**kwargs`
+) -> Callable:   # The same function
+    "Let a function refuse a keyword that it does not know with the nearest one that it does; raises `TypeError`"
+    names = list(inspect.signature(f).parameters)
+    @wraps(f)
+    def call(*args, **kwargs):
+        try:
+            for k in kwargs: check_known(f'argument of {f.__name__}', k, names)
+        except ValueError as e: raise TypeError(str(e)) from None
+        return f(*args, **kwargs)
+    return call
 
 # %% ../nbs/engine/01_core.ipynb #3ce0b43b
 def get_device(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['regression', 'classification', 'ID_LIMIT', 'OOD_LIMIT', 'uniform', 'Scoring', 'accuracy', 'scoring_for',
            'SyntheticData', 'Task', 'out_of_distribution', 'register_task', 'get_task', 'elementwise_data',
-           'outside_range', 'register_elementwise', 'check_dataset', 'check_data', 'create_synthetic_data']
+           'outside_range', 'register_elementwise', 'DictDataset', 'inputs_and_targets', 'check_dataset',
+           'with_tensors', 'check_data', 'create_synthetic_data']
 
 # %% ../nbs/00_data.ipynb #cadf84e6
 import inspect
@@ -146,33 +147,69 @@ register_elementwise('add', torch.add)
 register_elementwise('multiply', torch.mul);
 
 # %% ../nbs/00_data.ipynb #5d1da4d7
+class DictDataset(TensorDataset):
+    "Rows whose x is a dict of tensors"
+    def __init__(self,
+        x:dict,    # Name -> tensor of `n` rows
+        y:Tensor   # `(n, d_y)`, or `(n,)` labels
+    ):
+        super().__init__(*x.values(), y)
+        self.names = tuple(x)
+
+def inputs_and_targets(
+    ds:TensorDataset   # `(x, y)`, or `(x1, x2, ..., y)`, or a `DictDataset`
+) -> tuple:            # x, a tensor, a tuple or a dict of tensors; and y
+    "What a data set asks, and the right answers"
+    *x,y = ds.tensors
+    if isinstance(ds, DictDataset): return dict(zip(ds.names, x)),y
+    return (x[0] if len(x) == 1 else tuple(x)),y
+
+# %% ../nbs/00_data.ipynb #272dd5ca
 def _check_numbers(expect, name, t):
     "Dense, real and finite"
-    kind = 'sparse' if t.layout != torch.strided else 'complex' if t.is_complex() else 'quantized' if t.is_quantized else None
-    expect(kind is None, f"dense real numbers in {name}", f"{kind} ones")
+    kinds = dict(sparse=t.layout != torch.strided, complex=t.is_complex(), quantized=t.is_quantized)
+    odd = next((k for k,v in kinds.items() if v), None)
+    expect(odd is None, f"dense real numbers in {name}", f"{odd} ones")
     expect(torch.isfinite(t).all(), "finite numbers", f"NaN or infinity in {name}")
 
+def _check_targets(expect, y, output_dim):
+    "Numbers in rows of the right width, or labels of classes that there are"
+    if y.is_floating_point():
+        width = '' if output_dim is None else f'={output_dim}'
+        hint = '; y[:, None] has one number per row'*(y.ndim == 1)
+        expect(y.ndim == 2 and output_dim in (None, y.shape[1]), f"y of shape (n, output_dim{width})", f"{tuple(y.shape)}{hint}")
+        return
+    expect(y.ndim == 1, "labels of shape (n,), or floating-point y of shape (n, output_dim)", f"{y.dtype} of shape {tuple(y.shape)}")
+    if output_dim is not None:
+        expect(0 <= y.min() and y.max() < output_dim, f"labels in 0 to {output_dim - 1}", f"{y.min()} to {y.max()}")
+
+# %% ../nbs/00_data.ipynb #53fb5dfc
 def check_dataset(
     name:str,                # Which data set, for the message
-    ds,                      # A `TensorDataset` of `(x, y)`
-    input_dim:int|None=None, # Expected width of x; None expects none in particular
+    ds,                      # A `TensorDataset` of `(x, y)`, or of several inputs and y
+    input_dim:int|None=None, # Expected width of x, where x is one tensor; None expects none in particular
     output_dim:int|None=None # Expected width of y, or number of classes for labels
 ) -> TensorDataset:          # `ds`, its labels as int64
     "Check one data set against the dimensions it should have; raises `ValueError`"
     def expect(ok, what, got):
         if not ok: raise ValueError(f"{name}: expected {what}, got {got}")
-    expect(isinstance(ds, TensorDataset) and len(ds.tensors) == 2, "a TensorDataset of (x, y)", repr(ds))
-    x,y = ds.tensors
-    for n,t in zip('xy', (x, y)): _check_numbers(expect, n, t)
-    expect(x.ndim == 2 and input_dim in (None, x.shape[1]), f"x of shape (n, input_dim{'' if input_dim is None else f'={input_dim}'})", tuple(x.shape))
-    expect(len(x), "one row at least", "an empty set")
-    if y.is_floating_point():
-        width = '' if output_dim is None else f'={output_dim}'
-        expect(y.ndim == 2 and output_dim in (None, y.shape[1]), f"y of shape (n, output_dim{width})", f"{tuple(y.shape)}{'; y[:, None] has one number per row' if y.ndim == 1 else ''}")
-        return ds
-    expect(y.ndim == 1, "labels of shape (n,), or floating-point y of shape (n, output_dim)", f"{y.dtype} of shape {tuple(y.shape)}")
-    if output_dim is not None: expect(0 <= y.min() and y.max() < output_dim, f"labels in 0 to {output_dim - 1}", f"{y.min()} to {y.max()}")
-    return ds if y.dtype == torch.long else TensorDataset(x, y.long())
+    expect(isinstance(ds, TensorDataset) and len(ds.tensors) > 1, "a TensorDataset of (x, y)", repr(ds))
+    *xs,y = ds.tensors
+    for n,t in [*(('x', x) for x in xs), ('y', y)]: _check_numbers(expect, n, t)
+    if len(xs) == 1 and not isinstance(ds, DictDataset):
+        shape = f"(n, input_dim{'' if input_dim is None else f'={input_dim}'})"
+        expect(xs[0].ndim == 2 and input_dim in (None, xs[0].shape[1]), f"x of shape {shape}", tuple(xs[0].shape))
+    expect(len(y), "one row at least", "an empty set")
+    _check_targets(expect, y, output_dim)
+    if y.dtype == torch.long or y.is_floating_point(): return ds
+    return with_tensors(ds, [*xs, y.long()])
+
+def with_tensors(
+    ds:TensorDataset,   # Any data set
+    tensors:list        # As many as it has
+) -> TensorDataset:     # Of the same kind
+    "The same data set with other tensors"
+    return DictDataset(dict(zip(ds.names, tensors)), tensors[-1]) if isinstance(ds, DictDataset) else TensorDataset(*tensors)
 
 # %% ../nbs/00_data.ipynb #b93847de
 def _make(task, sizes, vec_size, device, seed, options):

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.func import grad
 from torch.utils.data import TensorDataset
 
-from .core import check_count, check_positive, generator, seed_list
-from .data import scoring_for
-from .engine import mlp, guesses_for, transformed
-from .parts import Encoded, encoder_for, own_part
-from .training import check_splits, count_updates, score, precision, predict, train_models
+from .budget import count_updates
+from .core import check_count, check_positive, generator, seed_list, strict
+from .data import Scoring, inputs_and_targets, scoring_for
+from .models import Encoded, own_part, precision, predict
+from .training import score, train_models
+from .update import device_of, guesses_for, mlp, n_rows, transformed
 
 # %% ../nbs/03_ebt.ipynb #1ba27418
 def checked_energy(
@@ -118,7 +119,7 @@ class EBT(Encoded):
 
     def forward(self, x, y0=None, seed=0):
         "Predictions `(b, d_y)` for x, from the guesses `y0` or from random ones under `seed`"
-        y = guesses_for(self, len(x), seed, x.device)[0] if y0 is None else y0
+        y = guesses_for(self, n_rows(x), seed, device_of(x))[0] if y0 is None else y0
         return descend(self.energy, self.context(x), y, self.n_optimization_steps, self.step_size, self.grad_steps*self.training, record=False).guesses[-1]
 
 # %% ../nbs/03_ebt.ipynb #9848757e
@@ -135,7 +136,7 @@ def trace(
     "The whole path of the inner loop"
     n_steps = model.n_optimization_steps if n_steps is None else check_count('n_steps', n_steps)
     step_size = model.step_size if step_size is None else check_positive('step_size', step_size)
-    y0 = guesses_for(model, len(x), seed, x.device)[0] if y0 is None else y0
+    y0 = guesses_for(model, n_rows(x), seed, device_of(x))[0] if y0 is None else y0
     if model.encoder is not None: x = predict(model.encoder, x)
     elif isinstance(x, Tensor): x = x.clone()      # an energy may write into what it is given
     if noise: check_positive('noise', noise)
@@ -150,6 +151,7 @@ def _monitor(self:EBT, x, y0):
 EBT.monitor = _monitor
 
 # %% ../nbs/03_ebt.ipynb #8ff04092
+@strict
 def train_energy_model(
     train_dataset:TensorDataset,  # `(x, y)`, on the device to train on
     val_dataset:TensorDataset,    # In distribution, for watching
@@ -159,40 +161,46 @@ def train_energy_model(
     n_optimization_steps:int=10,  # Inner steps
     step_size:float=1.,           # α of the inner loop
     latent_dim:int=128,           # Width of the energy's hidden layers
-    batch_size:int=64,            # Samples an update
+    batch_size:int=64,            # Samples per update
     num_epochs:int|None=None,     # Another name for `num_steps`
     lr:float=1e-3,                # Adam's learning rate
     num_steps:int|None=None,      # Optimizer updates; None is 10,000
     seed:int=0,                   # Of weights, batch order and first guesses
     seeds=None,                   # Several of them, or how many: trains as many models side by side
-    energy:Callable|None=None,    # An energy of your own, `(x, y) -> (b,)`, which is copied, or `seed -> energy`, which makes one for each seed; None makes an `EnergyFunction`
-    encoder:Callable|None=None,   # A module that reads x, which is copied, or `seed -> module`; None makes a `TokenEncoder` for texts and nothing for vectors
+    energy:Callable|None=None,    # Your own `(x, y) -> (b,)`, which is copied, or a factory `seed -> energy`; None makes an `EnergyFunction`
+    encoder:Callable|None=None,   # A module that reads x, which is copied, or a factory `seed -> module`; None reads token ids with a `TokenEncoder`
     report:Callable|None=print,   # Receives each line of the report; None is quiet
-    **fit_options                 # Passed to `fit`: `eval_every`, `scoring`, `compile`, `callback`, `progress`
+    scoring:Scoring|None=None,    # Loss and metric; None takes what suits the targets
+    eval_every:int|None=None,     # Updates between evaluations; None evaluates ten times
+    compile:bool|str='auto',      # Compile the updates: True, False, or 'auto' for where it pays
+    callback:Callable|None=None,  # Called as `callback(model, history)` after each evaluation; if it returns False, the run ends there
+    progress:bool=True            # Show a progress bar where someone can watch it
 ) -> EBT|list:                    # Trained, with `history` and `test_dataset`; a list for several seeds
     "Train an energy-based model, first-order; raises `ValueError` on bad input"
-    x = check_splits((train_dataset, val_dataset, test_dataset), input_dim, output_dim)['train'][0]
-    num_steps,several = count_updates(num_steps, num_epochs, 10_000),seeds is not None and len(seed_list(seeds)) > 1
-    def build(seed):
-        reader = encoder_for(x, encoder, seed, several)
-        own = EnergyFunction(reader.dim if reader else input_dim, output_dim, latent_dim, seed) if energy is None else own_part('energy', energy, seed, several)
+    several = seeds is not None and len(seed_list(seeds)) > 1
+    def build(seed, reader, width):
+        own = EnergyFunction(width, output_dim, latent_dim, seed) if energy is None else own_part('energy', energy, seed, several)
         return EBT(own, output_dim, n_optimization_steps, step_size, encoder=reader)
+    num_steps,datasets = count_updates(num_steps, num_epochs, 10_000),(train_dataset, val_dataset, test_dataset)
     if report: report(f"First-order: θ-gradients through the last of {n_optimization_steps} inner steps only, step size {step_size:g}")
-    return train_models(build, (train_dataset, val_dataset, test_dataset), seed, seeds, num_steps=num_steps, batch_size=batch_size, lr=lr, report=report, **fit_options)
+    return train_models(build, datasets, input_dim, output_dim, encoder, seed, seeds, num_steps=num_steps, batch_size=batch_size, lr=lr,
+                        report=report, scoring=scoring, eval_every=eval_every, compile=compile, callback=callback, progress=progress)
 
 # %% ../nbs/03_ebt.ipynb #f2c9b781
 def test_energy_model(
     energy_fn,                           # A trained `EBT`, or any energy `(x, y) -> (b,)`
     n_optimization_steps:int|None=None,  # Inner steps; None takes the model's own, or 10
-    step_size:float|None=None,           # α; None takes the model's own, or 1
+    step_size:float|None=None,           # alpha; None takes the model's own, or 1
     test_dataset:TensorDataset|None=None,# `(x, y)`; None takes the one the model was trained beside
     seed:int=0                           # Of the first guesses
 ) -> float:                              # The metric it was trained with; for another energy mean squared error, or accuracy for labels
     "How well descending an energy predicts a test set; raises `ValueError` when there is no test set"
     if test_dataset is None: test_dataset = getattr(energy_fn, 'test_dataset', None)
-    if test_dataset is None: raise ValueError("test_dataset: expected a TensorDataset of (x, y), since this energy was not trained beside one; got None")
-    y = test_dataset.tensors[1]
-    own = energy_fn if isinstance(energy_fn, EBT) else EBT(energy_fn, y.shape[-1] if y.is_floating_point() else 1 + int(y.max()))
-    pick = lambda given,default: default if given is None else given
-    model = EBT(own.energy, own.output_dim, pick(n_optimization_steps, own.n_optimization_steps), pick(step_size, own.step_size), encoder=own.encoder)
+    if test_dataset is None:
+        raise ValueError("test_dataset: expected a TensorDataset of (x, y), since this energy was not trained beside one; got None")
+    y,pick = inputs_and_targets(test_dataset)[1],lambda given,default: default if given is None else given
+    own = energy_fn
+    if not isinstance(own, EBT): own = EBT(energy_fn, y.shape[-1] if y.is_floating_point() else 1 + int(y.max()))
+    n_steps,alpha = pick(n_optimization_steps, own.n_optimization_steps),pick(step_size, own.step_size)
+    model = EBT(own.energy, own.output_dim, n_steps, alpha, encoder=own.encoder)
     return score(model, test_dataset, (getattr(energy_fn, 'scoring', None) or scoring_for(y)).metric, seed)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import check_count, seeded
-from .engine import transformed
-from .parts import register_encoder
+from .update import transformed
+from .models import register_encoder
 from .listops import OPERATORS, PAD, TOKEN_ID, VOCAB
 
 # %% ../nbs/listops/04_encoder.ipynb #bd92919e

@@ -11,10 +11,12 @@ from typing import Callable
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from .parts import Encoded, encoder_for
-from .core import seed_list
-from .engine import mlp
-from .training import check_splits, count_updates, train_models
+from .budget import count_updates
+from .core import strict
+from .data import Scoring
+from .models import Encoded
+from .training import train_models
+from .update import mlp
 
 # %% ../nbs/04_ffn.ipynb #7353c3ea
 class FeedForward(Encoded):
@@ -34,6 +36,7 @@ class FeedForward(Encoded):
     def forward(self, x): return self.net(self.context(x))   # (b, d_x) -> (b, d_y)
 
 # %% ../nbs/04_ffn.ipynb #d5b75599
+@strict
 def train_feedforward(
     train_dataset:TensorDataset,  # `(x, y)`, on the device to train on
     val_dataset:TensorDataset,    # In distribution, for watching
@@ -41,21 +44,23 @@ def train_feedforward(
     input_dim:int,                # Numbers in x
     output_dim:int,               # Numbers in y, or classes
     latent_dim:int=128,           # Width of the hidden layers
-    batch_size:int=128,           # Samples an update
+    batch_size:int=128,           # Samples per update
     num_epochs:int|None=None,     # Another name for `num_steps`
     lr:float=1e-4,                # Adam's learning rate
     num_steps:int|None=None,      # Optimizer updates; None is 50,000
     activation:str='relu',        # One of `ebt_toy.engine.activations`
     seed:int=0,                   # Of weights and batch order
     seeds=None,                   # Several of them, or how many: trains as many models side by side
-    encoder:Callable|None=None,   # A module that reads x, which is copied, or `seed -> module`; None makes a `TokenEncoder` for texts and nothing for vectors
+    encoder:Callable|None=None,   # A module that reads x, which is copied, or a factory `seed -> module`; None reads token ids with a `TokenEncoder`
     report:Callable|None=print,   # Receives each line of the report; None is quiet
-    **fit_options                 # Passed to `fit`: `eval_every`, `scoring`, `compile`, `callback`, `progress`
+    scoring:Scoring|None=None,    # Loss and metric; None takes what suits the targets
+    eval_every:int|None=None,     # Updates between evaluations; None evaluates ten times
+    compile:bool|str='auto',      # Compile the updates: True, False, or 'auto' for where it pays
+    callback:Callable|None=None,  # Called as `callback(model, history)` after each evaluation; if it returns False, the run ends there
+    progress:bool=True            # Show a progress bar where someone can watch it
 ) -> FeedForward|list:            # Trained, with `history` and `test_dataset`; a list for several seeds
     "Train a feedforward network; raises `ValueError` on bad input"
-    x = check_splits((train_dataset, val_dataset, test_dataset), input_dim, output_dim)['train'][0]
-    num_steps,several = count_updates(num_steps, num_epochs, 50_000),seeds is not None and len(seed_list(seeds)) > 1
-    def build(seed):
-        reader = encoder_for(x, encoder, seed, several)
-        return FeedForward(reader.dim if reader else input_dim, output_dim, latent_dim, activation, seed, encoder=reader)
-    return train_models(build, (train_dataset, val_dataset, test_dataset), seed, seeds, num_steps=num_steps, batch_size=batch_size, lr=lr, report=report, **fit_options)
+    def build(seed, reader, width): return FeedForward(width, output_dim, latent_dim, activation, seed, encoder=reader)
+    num_steps,datasets = count_updates(num_steps, num_epochs, 50_000),(train_dataset, val_dataset, test_dataset)
+    return train_models(build, datasets, input_dim, output_dim, encoder, seed, seeds, num_steps=num_steps, batch_size=batch_size, lr=lr,
+                        report=report, scoring=scoring, eval_every=eval_every, compile=compile, callback=callback, progress=progress)

@@ -20,7 +20,7 @@ from .data import create_synthetic_data, get_task
 from .ebt import EBT, trace, train_energy_model
 from .ffn import train_feedforward
 from .plots import contour_levels, energy_line, energy_plane, plot_landscape, plot_profile
-from .training import History
+from .history import History
 
 # %% ../nbs/explorer/03_live.ipynb #4b04372a
 def stage(

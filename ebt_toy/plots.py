@@ -18,8 +18,8 @@ from torch.utils.data import TensorDataset
 from .core import check_count, check_positive, generator, wilson
 from .data import ID_LIMIT, SyntheticData, uniform
 from .ebt import EBT, Trajectory, checked_energy, trace
-from .engine import guesses_for
-from .training import predict
+from .update import guesses_for
+from .models import predict
 
 # %% ../nbs/explorer/02_plots.ipynb #c5d7b6a4
 class Line(NamedTuple):

@@ -22,7 +22,7 @@ from .data import ID_LIMIT, get_task, uniform
 from .ebt import EBT, Trajectory, inner_step, trace
 from .live import QUESTION, wipe
 from .plots import Line, Plane, contour_levels, energy_line, energy_plane, numbered, plot_landscape, plot_profile, plot_steps
-from .training import predict
+from .models import predict
 
 # %% ../nbs/explorer/04_scene.ipynb #585c992d
 @dataclass(frozen=True)

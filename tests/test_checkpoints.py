@@ -17,7 +17,9 @@ from ebt_toy.data import create_synthetic_data
 from ebt_toy.ebt import EBT, EnergyFunction, train_energy_model
 from ebt_toy.encoder import TokenEncoder
 from ebt_toy.ffn import FeedForward, train_feedforward
-from ebt_toy.training import History, fit, predict
+from ebt_toy.models import predict
+from ebt_toy.history import History
+from ebt_toy.training import fit
 
 few = settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 root = Path(__file__).parents[1]

@@ -6,10 +6,10 @@ from itertools import islice
 import pytest, torch
 import torch.nn.functional as F
 
-from ebt_toy import EBT, EnergyFunction, FeedForward, TokenEncoder, create_synthetic_data, engine, fit
+from ebt_toy import EBT, EnergyFunction, FeedForward, TokenEncoder, create_synthetic_data, engine, fit, update
 from ebt_toy.core import random_states, seeded
 from ebt_toy.engine import updates
-from ebt_toy.training import free_memory
+from ebt_toy.budget import free_memory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 each_device = pytest.mark.parametrize('device', [f'cuda:{i}' for i in range(torch.cuda.device_count())] or ['cuda:0'])
@@ -99,6 +99,6 @@ def test_groups_share_their_memory():
         def __init__(self, *args, pool=None, **kwargs): pools.add(pool), super().__init__(*args, pool=pool, **kwargs)
     before,torch.cuda.graph = torch.cuda.graph,Noted
     try:
-        with closing(updates([model], x, y, 32, 1e-3, F.cross_entropy, [0], True)) as stream: list(islice(stream, 2*engine.MAX_GROUPS))
+        with closing(updates([model], x, y, 32, 1e-3, F.cross_entropy, [0], True)) as stream: list(islice(stream, 2*update.MAX_GROUPS))
     finally: torch.cuda.graph = before
     assert len(pools) == 1 and None not in pools

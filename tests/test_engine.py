@@ -9,8 +9,9 @@ from hypothesis import Phase, given, settings, strategies as st
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ebt_toy import EBT, EnergyFunction, FeedForward, engine, fit, training
-from ebt_toy.engine import BLOCK, adam_, adam_scales, compile_update, draws, stacked, update_work, updates
+from ebt_toy import EBT, EnergyFunction, FeedForward, engine, fit, training, update
+from ebt_toy.update import BLOCK, draws
+from ebt_toy.engine import adam_, adam_scales, compile_update, stacked, update_work, updates
 
 N,D_X,D_Y,BATCH,LR = 40,3,2,8,1e-2
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -83,7 +84,7 @@ def first_update(models, x, y, seeds, run=None):
         state = [theta, torch.zeros_like(theta), torch.zeros_like(theta), x, y]
         drawn = [next(draws(m, len(x), BATCH, s)) for m,s in zip(models, seeds)]
         args = [*state, adam_scales(LR, 1, theta)[0], *(torch.stack([part[0] for part in parts]) for parts in zip(*drawn))]
-        loss, = (run or engine._update_for(models[0], F.mse_loss, len(models)))(*args)
+        loss, = (run or engine._update_for(models[0], F.mse_loss, len(models), x))(*args)
         return loss,state[1]/(1 - engine.BETAS[0])
 
 def assert_like_by_hand(name, seeds, dtype, data_seed, n, compile=False):
@@ -167,7 +168,7 @@ class Own(nn.Module):
     "A user's own: a buffer and a frozen weight, different in each seed"
     def __init__(self, seed):
         super().__init__()
-        self.net = nn.Sequential(nn.LayerNorm(D_X), engine.mlp(D_X, D_Y, 8, 'tanh', seed))
+        self.net = nn.Sequential(nn.LayerNorm(D_X), update.mlp(D_X, D_Y, 8, 'tanh', seed))
         self.frozen = nn.Parameter(torch.full((D_Y,), 1. + seed), requires_grad=False)
         self.register_buffer('shift', torch.full((D_Y,), 0.1*seed))
     def forward(self, x): return self.frozen*self.net(x) + self.shift
@@ -251,7 +252,7 @@ def test_global_state_is_left_alone(seeds, compile):
 
 class Normalised(nn.Sequential):
     "A network with BatchNorm"
-    def __init__(self, seed): super().__init__(engine.mlp(D_X, 4, 8, 'tanh', seed), nn.BatchNorm1d(4), engine.mlp(4, D_Y, 8, 'tanh', seed))
+    def __init__(self, seed): super().__init__(update.mlp(D_X, 4, 8, 'tanh', seed), nn.BatchNorm1d(4), update.mlp(4, D_Y, 8, 'tanh', seed))
 
 def test_batchnorm_is_not_compiled():
     model = Normalised(0)
@@ -300,9 +301,9 @@ class Tied(nn.Module):
     "Two layers share a weight"
     def __init__(self, seed):
         super().__init__()
-        self.net = engine.mlp(D_X, D_X, D_X, 'tanh', seed)
+        self.net = update.mlp(D_X, D_X, D_X, 'tanh', seed)
         self.net[4].weight = self.net[2].weight
-        self.out = engine.mlp(D_X, D_Y, 4, 'tanh', seed)
+        self.out = update.mlp(D_X, D_Y, 4, 'tanh', seed)
     def forward(self, x): return self.out(self.net(x))
 
 @pytest.mark.parametrize('build', [Hidden, Tied])

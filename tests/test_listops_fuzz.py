@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from bounds import FULL, bounded
 from ebt_toy import files
 from ebt_toy.core import generator
-from ebt_toy.files import FORMATS, FileError, detect_format, format_row, read_data, read_dataset, read_file, read_ids, read_lines, read_rows
+from ebt_toy.history import format_row
+from ebt_toy.files import FORMATS, FileError, detect_format, read_data, read_dataset, read_file, read_ids, read_lines, read_rows
 from ebt_toy.listops import VOCAB, ListOpsError, Tree, detokenize, evaluate, grow, parse, random_numbers, render
 
 TOKENS = VOCAB[1:]

@@ -10,8 +10,10 @@ import ebt_toy
 from ebt_toy import core, runner
 from ebt_toy.core import tell
 from ebt_toy.cli import main
-from ebt_toy.runner import paired_wins, register_model, run_main, save_results, summary
-from ebt_toy.training import History, fit
+from ebt_toy.runner import paired_wins, register_model, run_main, summary
+from ebt_toy.saving import save_results
+from ebt_toy.history import History
+from ebt_toy.training import fit
 
 linux = pytest.mark.skipif(sys.platform != 'linux', reason="names devices of Linux")
 SMALL = '--vec_size 2 --size_train 50 --size_val 8 --size_test 8 --num_steps 5 --latent_dim 8 --n_optimization_steps 2 --quiet'.split()

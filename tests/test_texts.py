@@ -9,7 +9,8 @@ from hypothesis import given, settings, strategies as st
 from torch.utils.data import TensorDataset
 
 from ebt_toy import EBT, EnergyFunction, FeedForward, TokenEncoder, engine, fit, predict, run_main, test_energy_model, train_energy_model
-from ebt_toy.engine import draws, length_groups, prepared, row_lengths, turns, updates
+from ebt_toy.update import draws, length_groups, prepared, row_lengths, group_order
+from ebt_toy.engine import updates
 from bounds import bounded
 from ebt_toy import encoder
 from ebt_toy.encoder import SILENT, nesting, without
@@ -41,7 +42,7 @@ def by_hand(model, x, y, seed, n, batch_size=8):
     model,x = copy.deepcopy(model),model.prepare(x)
     opt,groups = torch.optim.Adam(model.parameters(), lr=1e-2),length_groups(x, y, batch_size)
     streams = [(inputs for block in draws(model, len(gx), batch_size, seed, 'cpu', *[i]*(i > 0)) for inputs in zip(*block)) for i,(gx,_) in enumerate(groups)]
-    for i in islice(turns(len(groups)), n):
+    for i in islice(group_order(len(groups)), n):
         rows,*noise = next(streams[i])
         opt.zero_grad()
         F.cross_entropy(model(F.pad(groups[i][0][rows], (0, 3)), *noise), groups[i][1][rows]).backward()    # more padding changes nothing
@@ -93,7 +94,7 @@ def test_groups_hold_every_row_once(n, batch_size, seed):
     x,_ = texts(n, seed)
     groups = length_groups(x, torch.arange(n), batch_size)
     assert torch.cat([g for _,g in groups]).sort().values.tolist() == list(range(n))
-    assert all(len(g) >= min(n, batch_size) for _,g in groups) and len(groups) <= engine.MAX_GROUPS
+    assert all(len(g) >= min(n, batch_size) for _,g in groups) and len(groups) <= update.MAX_GROUPS
     for gx,g in groups:
         assert gx.shape[1] == row_lengths(gx).max() and torch.equal(gx, x[g, :gx.shape[1]]) and torch.equal(row_lengths(gx), row_lengths(x)[g])
 

@@ -15,7 +15,8 @@ from torch.utils.data import TensorDataset
 
 from ebt_toy import EBT, EnergyFunction, FeedForward, engine, fit, predict
 from ebt_toy.core import seeded
-from ebt_toy.engine import choose_way, draws, mlp, updates
+from ebt_toy.update import draws, mlp
+from ebt_toy.engine import choose_way, updates
 
 N,D_X,D_Y,BATCH,LR,STEPS = 40,4,4,8,1e-3,5
 
