@@ -7,6 +7,7 @@ here = Path(__file__).parent
 parser = ConfigParser(delimiters=['='])
 parser.read(here/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
+address = cfg['git_url']
 
 setup(
     name=cfg['lib_name'],
@@ -17,14 +18,23 @@ setup(
     author=cfg['author'],
     keywords=cfg['keywords'],
     license='Apache-2.0',
+    url=address,
+    project_urls={
+        'Source': address,
+        'Changelog': f"{address}/blob/{cfg['branch']}/CHANGELOG.md",
+        'Issues': f'{address}/issues',
+    },
     classifiers=[
         'Development Status :: 3 - Alpha',
         'Intended Audience :: Education',
         'Intended Audience :: Science/Research',
         'Programming Language :: Python :: 3',
+        *(f'Programming Language :: Python :: 3.{minor}' for minor in (10, 11, 12, 13)),    # those of .github/workflows/test.yaml
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Typing :: Typed',
     ],
     packages=find_packages(include=['ebt_toy', 'ebt_toy.*']),
-    package_data={'ebt_toy': ['weights/*.safetensors']},
+    package_data={'ebt_toy': ['py.typed', 'weights/*.safetensors']},
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),

@@ -1,11 +1,13 @@
-"Make README.md and README_files/ from nbs/index.ipynb: `python .ci/readme.py [FOLDER]` (default: the repository root)."
+"Make README.md and README_files/ from nbs/index.ipynb, and llms.txt from all notebooks: `python .ci/readme.py [FOLDER]` (default: the repository root)."
 import posixpath, re, shutil, sys
 from pathlib import Path
 
 import nbformat
 from nbconvert import MarkdownExporter
 
-root = Path(__file__).resolve().parents[1]
+from export import root
+from llms import make_llms
+
 code_span = re.compile(r'(^(?P<fence>```+|~~~+).*?^(?P=fence)[ \t]*$|(?P<tick>`+)(?!`).+?(?<!`)(?P=tick)(?!`))', re.M|re.S)
 md_target = re.compile(r'(?P<before>\]\(\s*<?)(?P<target>[^)\s>]+)')
 html_target = re.compile(r'(?P<before>\b(?:src|href)=["\'])(?P<target>[^"\'\s]+)')
@@ -65,4 +67,6 @@ def make_readme(folder=root, index=root/'nbs'/'index.ipynb'):
     folder.mkdir(parents=True, exist_ok=True)
     (folder/'README.md').write_text(text, encoding='utf-8')
 
-if __name__ == '__main__': make_readme(*sys.argv[1:2])
+if __name__ == '__main__':
+    make_readme(*sys.argv[1:2])
+    make_llms(*sys.argv[1:2])

@@ -2,15 +2,16 @@
 
 Exports, cleans and renders in a temporary copy and compares; changes nothing here.
 Prints a line for each problem with the command that mends it, and exits 1 if there is any."""
-import json, re, shutil, subprocess, sys
+import json, re, shutil, sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from readme import make_readme, root
+from export import export, lib, nbdev, root
+from llms import make_llms
+from readme import make_readme
 
-lib = 'ebt_toy'
 by_hand = {'__init__.py', '__main__.py', '_start.py'}
-to_export, to_clean, to_render = 'run: nbdev_export', 'run: nbdev_clean', 'run: python .ci/readme.py'
+to_export, to_clean, to_render = 'run: python .ci/export.py', 'run: nbdev_clean', 'run: python .ci/readme.py'
 machine_path = re.compile(r'(?<![\w.])/(?:tmp|home|root|work|Users)(?![\w-])')
 
 def visible(folder, pattern):
@@ -22,18 +23,13 @@ def same(a, b):
     "Are both files there, with the same bytes?"
     return a.is_file() and b.is_file() and a.read_bytes() == b.read_bytes()
 
-def nbdev(command, folder):
-    "Run one of nbdev's commands in `folder`"
-    done = subprocess.run([Path(sys.executable).with_name(command)], cwd=folder, capture_output=True, text=True)
-    if done.returncode: sys.exit(f"{command} failed:\n{done.stdout}{done.stderr}")
-
 def make_copy(folder):
     "In `folder`, everything as the notebooks make it"
     shutil.copy(root/'settings.ini', folder)
     shutil.copytree(root/'nbs', folder/'nbs', ignore=shutil.ignore_patterns('.*'))
     (folder/lib).mkdir()
     shutil.copy(root/lib/'__init__.py', folder/lib)
-    nbdev('nbdev_export', folder)
+    export(folder)
     nbdev('nbdev_clean', folder)
 
 def module_problems(made):
@@ -59,6 +55,12 @@ def readme_problems(made):
     pictures = {Path('README_files')/p for d in (root, made) for p in visible(d/'README_files', '*')}
     for p in [Path('README.md'), *sorted(pictures)]:
         if not same(root/p, made/p): yield f"{p} is not what nbs/index.ipynb makes; {to_render}"
+
+def llms_problems(made):
+    "llms.txt, against the first cells of the notebooks"
+    if not (made/'nbs'/'index.ipynb').exists(): return     # which `readme_problems` reports
+    make_llms(made)
+    if not same(root/'llms.txt', made/'llms.txt'): yield f"llms.txt is not what the notebooks make; {to_render}"
 
 def joined(value):
     "Text that a notebook stores as a string, a list of lines or JSON"
@@ -86,10 +88,10 @@ def problems():
     with TemporaryDirectory() as tmp:
         made = Path(tmp).resolve()
         make_copy(made)
-        for check in module_problems, clean_problems, readme_problems: yield from check(made)
+        for check in module_problems, clean_problems, readme_problems, llms_problems: yield from check(made)
     for p in visible(root/'nbs', '*.ipynb'): yield from output_problems(Path('nbs')/p)
 
 if __name__ == '__main__':
     found = list(problems())
-    print('\n'.join(found) or "In step: modules, notebooks and README.md.")
+    print('\n'.join(found) or "In step: modules, notebooks, README.md and llms.txt.")
     sys.exit(bool(found))

@@ -1,5 +1,5 @@
 """Energy-based thinking against a feedforward network, on tasks small enough to understand."""
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from ebt_toy import _start
 if _start.is_command(): _start.begin()    # before the long imports

@@ -1,5 +1,6 @@
 "The package as a whole: what it imports, what importing it does, and what it documents."
-import ast, importlib, inspect, json, re, subprocess, sys, textwrap
+import ast, importlib, importlib.util, inspect, json, re, subprocess, sys, textwrap
+from dataclasses import is_dataclass
 from functools import partial
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
@@ -153,6 +154,126 @@ def test_public_functions_have_docments(name):
     functions = {n: inspect.unwrap(o) for n,o in public(name).items() if not inspect.isclass(o) and callable(o) and not isinstance(o, partial)}
     missing = {n: undocumented(f) for n,f in functions.items() if inspect.isfunction(f) and undocumented(f)}
     assert not missing, f"ebt_toy.{name}: no docment for {missing}"
+
+# What `help` shows
+
+spec = importlib.util.spec_from_file_location('export', Path(__file__).parents[1]/'.ci'/'export.py')
+exporter = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(exporter)
+
+def exported(path):
+    "The code that a notebook exports, cell by cell"
+    for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+        source = ''.join(cell['source'])
+        if cell['cell_type'] == 'code' and re.search(r'^#\s*\|\s*export[is]?\b', source, re.M): yield source
+
+def definitions(tree, prefix=''):
+    "Functions, classes and methods of a syntax tree, by their full names"
+    for node in tree.body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
+        yield prefix + node.name,node
+        if isinstance(node, ast.ClassDef): yield from definitions(node, f'{prefix}{node.name}.')
+
+def summaries(code):
+    "Full name -> docstring of all that some code defines"
+    return {n: ast.get_docstring(node) for n,node in definitions(ast.parse(code))}
+
+def text_of(name): return (package/f'{name}.py').read_text(encoding='utf-8')
+
+def notebook_of(name): return package/re.search(r'File to edit: (.+\.ipynb)', text_of(name))[1]
+
+@each_module
+def test_docstrings_begin_as_in_the_notebook(name):
+    written = summaries('\n'.join(exported(notebook_of(name))))
+    made = {n: d and exporter.section_start.split(d)[0] for n,d in summaries(text_of(name)).items()}
+    assert made == written
+
+@each_module
+def test_filling_docstrings_changes_nothing_else(name):
+    plain = '\n\n'.join(exported(notebook_of(name)))
+    made = exporter.explain(plain)
+    def code(source):
+        tree = ast.parse(source)
+        for _,node in definitions(tree):
+            if ast.get_docstring(node) is not None: del node.body[0]
+        return ast.dump(tree)
+    assert code(made) == code(plain) and exporter.explain(made) == made
+
+def said_of(obj):
+    "Name -> comment of each parameter or field of `obj`; 'return' too, where the return has an annotation"
+    if not inspect.isclass(obj): return docments(inspect.unwrap(obj), args_kwargs=True)
+    if issubclass(obj, tuple): return dict(re.findall(r'^    (\w+):[^#\n]*#\s*(.+)$', inspect.getsource(obj), re.M))
+    if is_dataclass(obj) or '__init__' in vars(obj): return {n: t for n,t in docments(obj, args_kwargs=True).items() if n != 'return'}
+    return {}
+
+def explained(name):
+    "Functions and classes that a module makes public, and the public methods of the classes, where they have a docstring of their own"
+    own = {n: o for n,o in public(name).items() if inspect.isclass(o) or inspect.isfunction(o)}
+    methods = {f'{n}.{m}': f for n,o in own.items() if inspect.isclass(o) for m,f in vars(o).items() if inspect.isfunction(f) and not m.startswith('_')}
+    return {n: o for n,o in (own | methods).items() if o.__doc__ and o.__module__ == f'ebt_toy.{name}' and n not in exporter.commands}
+
+@each_module
+def test_help_explains_parameters(name):
+    for n,o in explained(name).items():
+        doc = ' '.join(inspect.getdoc(o).split())
+        said = {p: ' '.join(t.split()) for p,t in said_of(o).items() if t}
+        missing = [p for p,t in said.items() if (f'Returns: {t}' if p == 'return' else f'{p}: {t}') not in doc]
+        assert not missing, f"ebt_toy.{name}.{n}: its docstring lacks {missing}; run: python .ci/export.py"
+
+def test_help_of_training_has_each_parameter():
+    from ebt_toy import train_energy_model
+    args = re.findall(r'^    ([\w*]+): ', inspect.getdoc(train_energy_model).split('Args:')[1].split('Returns:')[0], re.M)
+    assert [a.strip('*') for a in args] == list(inspect.signature(train_energy_model).parameters)
+
+filled = {   # as the notebook has it -> as the module has it
+    # parameters on lines of their own, a long comment, a comment above, stars, a return
+    """def f(
+    a,         # First: "quoted", with a \\
+    # Two lines
+    # above
+    b:int=1,
+    *rest,     # Any more
+    c,
+    **options  # """ + 'long '*25 + """
+) -> int:      # What it is
+    "Do it"
+    return a   # not this one
+""": """Do it
+
+Args:
+    a: First: "quoted", with a \\
+    b: Two lines above
+    *rest: Any more
+    **options: """ + ' '.join(['long']*17) + """
+        """ + ' '.join(['long']*8) + """
+
+Returns:
+    What it is""",
+    # the return alone, with and without an annotation
+    'def f() -> int:   # A number\n    "Do it"\n': 'Do it\n\nReturns:\n    A number',
+    'def f():   # A number\n    "Do it"\n': 'Do it\n\nReturns:\n    A number',
+    # one line: the last parameter has the comment
+    'def f(a, b):   # Second\n    "Do it"\n': 'Do it\n\nArgs:\n    b: Second',
+    # a default with brackets, a colon and a number sign in it
+    'def f(\n    a={":": "#"},   # Odd\n):\n    "Do it"\n': 'Do it\n\nArgs:\n    a: Odd',
+    # fields; `__init__`, without `self`
+    '@dataclass(frozen=True)\nclass A:\n    "Two"\n    x: int   # One\n    y: int = 2   # Other\n': 'Two\n\nAttributes:\n    x: One\n    y: Other',
+    'class A(NamedTuple):\n    "Two"\n    x: int   # One\n': 'Two\n\nAttributes:\n    x: One',
+    'class A(B):\n    "Makes"\n    z: int   # not this one\n    def __init__(self,\n        x,   # One\n    ): self.x = x\n': 'Makes\n\nArgs:\n    x: One',
+    # nothing to add
+    'def f(a): "Do it"   # not this one\n': 'Do it',
+    'def f(a):\n    "Do it"\n    # not this one\n': 'Do it',
+    'def _f(a):   # One\n    "Do it"\n': 'Do it',
+    'class _A:\n    "Do it"\n    def f(self,\n        a   # One\n    ):\n        "Not this one"\n': 'Do it',
+    'def command(a):   # One\n    "Do it"\n': 'Do it',
+}
+
+@pytest.mark.parametrize('source', filled)
+def test_docstrings_are_filled_from_comments(source):
+    made = exporter.explain(source)
+    node = ast.parse(made).body[0]
+    assert ast.get_docstring(node) == filled[source] and exporter.explain(made) == made
+    if ast.get_docstring(ast.parse(source).body[0]) == filled[source]: assert made == source
 
 # What the notebooks hold
 
