@@ -225,6 +225,12 @@ def test_help_of_training_has_each_parameter():
     args = re.findall(r'^    ([\w*]+): ', inspect.getdoc(train_energy_model).split('Args:')[1].split('Returns:')[0], re.M)
     assert [a.strip('*') for a in args] == list(inspect.signature(train_energy_model).parameters)
 
+def test_docstrings_of_commands_stay_short():
+    "`anno_parser` puts a function's whole docstring above its options"
+    calls = [n for m in modules for n in ast.walk(ast.parse(text_of(m))) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    given = {n.args[0].id for n in calls if n.func.id in ('anno_parser', 'run_command')}
+    assert given == exporter.commands, "these become commands; `commands` in .ci/export.py has others"
+
 filled = {   # as the notebook has it -> as the module has it
     # parameters on lines of their own, a long comment, a comment above, stars, a return
     """def f(
