@@ -55,7 +55,6 @@ class SyntheticData(NamedTuple):
     input_dim: int                # Numbers in a row of x
     output_dim: int               # Numbers in a row of y, or the number of classes
 
-# %% ../nbs/00_data.ipynb #f9b441bc
 @dataclass(frozen=True)
 class Task:
     "A named way to make data, and how predictions on it are judged"
@@ -77,7 +76,7 @@ def out_of_distribution(
     "The name of a test set from a wider range"
     return 'Out-of-Distribution'
 
-# %% ../nbs/00_data.ipynb #b3e47e97
+# %% ../nbs/00_data.ipynb #6c92f8be
 def register_task(
     name:str,                     # How users ask for it
     make:Callable,                # `(size_train, size_val, size_test, vec_size, device)` -> five values as in `SyntheticData`; further arguments become options

@@ -27,23 +27,25 @@ def checked_energy(
     x:Tensor,          # `(b, d_x)`
     y:Tensor           # `(b, d_y)`
 ) -> Tensor:           # `(b,)`
-    "The energy, refused with a `ValueError` unless it is one number a row"
+    "The energy, refused with a `ValueError` unless it is one number per row"
     e = energy(x, y)
     if not isinstance(e, Tensor) or e.shape != y.shape[:1]:
-        raise ValueError(f"energy: expected one number a row, shape {tuple(y.shape[:1])}, got {tuple(e.shape) if isinstance(e, Tensor) else type(e).__name__}")
+        got = tuple(e.shape) if isinstance(e, Tensor) else type(e).__name__
+        raise ValueError(f"energy: expected one number per row, shape {tuple(y.shape[:1])}, got {got}")
     return e
 
 def slope(
     f:Callable,    # `(b, d_y) -> ()`
     y:Tensor       # Where, `(b, d_y)`
 ) -> Tensor:       # `(b, d_y)`; differentiable in the weights wherever gradients are enabled
-    "The derivative of `f` at `y`: `torch.func.grad(f)(y)`, by `autograd.grad` where that will do, which takes half the time"
+    "The derivative of `f` at `y`: `torch.func.grad(f)(y)`, by `autograd.grad` where no function transform is at work"
     if transformed() or torch.is_inference_mode_enabled() or y.is_inference(): return grad(f)(y)
-    teach = torch.is_grad_enabled()
+    carry = torch.is_grad_enabled()
     with torch.enable_grad():
         y = y if y.requires_grad else y.detach().requires_grad_()
         value = f(y)
-        return torch.autograd.grad(value, y, create_graph=teach, materialize_grads=True)[0] if value.requires_grad else torch.zeros_like(y)
+        if not value.requires_grad: return torch.zeros_like(y)
+        return torch.autograd.grad(value, y, create_graph=carry, materialize_grads=True)[0]
 
 def inner_step(
     energy:Callable,   # `(x, y) -> (b,)`; lower means a better fit
@@ -82,7 +84,7 @@ def descend(
 
 # %% ../nbs/03_ebt.ipynb #6d725cf6
 class EnergyFunction(nn.Module):
-    "A learned energy: three hidden layers of SiLU over x and y side by side, one number a row"
+    "A learned energy: three hidden layers of SiLU over x and y side by side, one number per row"
     def __init__(self,
         input_dim:int,        # Numbers in x
         output_dim:int,       # Numbers in y
@@ -98,29 +100,32 @@ class EnergyFunction(nn.Module):
 
 # %% ../nbs/03_ebt.ipynb #a9740503
 class EBT(Encoded):
-    "Predicts by descending an energy; a `forward` is the whole inner loop"
+    "Predicts by descending an energy; one `forward` is the whole inner loop"
     def __init__(self,
         energy:Callable,              # `(x, y) -> (b,)`: an `nn.Module` or any differentiable function
         output_dim:int,               # Numbers in y; where answers are classes, their number, and y is the logits of a distribution
         n_optimization_steps:int=10,  # Inner steps of a prediction
         step_size:float=1.,           # α of the inner loop
         grad_steps:int=1,             # How many of the last steps carry gradients to the weights: 1 is first-order
-        encoder:nn.Module|None=None   # Reads x, once a prediction; the energy then takes its contexts for x
+        encoder:nn.Module|None=None   # Reads x, once per prediction; the energy then takes its contexts for x
     ):
         super().__init__(encoder)
         self.energy,self.output_dim = energy,check_count('output_dim', output_dim)
-        self.n_optimization_steps,self.step_size = check_count('n_optimization_steps', n_optimization_steps),check_positive('step_size', step_size)
-        self.grad_steps = check_count('grad_steps', grad_steps)
-        self.config = dict(output_dim=self.output_dim, n_optimization_steps=self.n_optimization_steps, step_size=self.step_size, grad_steps=self.grad_steps)
+        self.n_optimization_steps = check_count('n_optimization_steps', n_optimization_steps)
+        self.step_size,self.grad_steps = check_positive('step_size', step_size),check_count('grad_steps', grad_steps)
+        self.config = dict(output_dim=self.output_dim, n_optimization_steps=self.n_optimization_steps,
+                           step_size=self.step_size, grad_steps=self.grad_steps)
 
     def initial_guess(self, n, generator):
         "First guesses for `n` rows, `(n, d_y)`, standard normal"
-        return torch.randn(n, self.output_dim, generator=generator, device=generator.device, dtype=precision(self) or torch.float32)
+        dtype = precision(self) or torch.float32
+        return torch.randn(n, self.output_dim, generator=generator, device=generator.device, dtype=dtype)
 
     def forward(self, x, y0=None, seed=0):
         "Predictions `(b, d_y)` for x, from the guesses `y0` or from random ones under `seed`"
         y = guesses_for(self, n_rows(x), seed, device_of(x))[0] if y0 is None else y0
-        return descend(self.energy, self.context(x), y, self.n_optimization_steps, self.step_size, self.grad_steps*self.training, record=False).guesses[-1]
+        steps = self.n_optimization_steps,self.step_size,self.grad_steps*self.training
+        return descend(self.energy, self.context(x), y, *steps, record=False).guesses[-1]
 
 # %% ../nbs/03_ebt.ipynb #9848757e
 @torch.no_grad()
@@ -142,7 +147,6 @@ def trace(
     if noise: check_positive('noise', noise)
     return descend(model.energy, x, y0, n_steps, step_size, noise=noise, g=generator(seed, 'noise', device=y0.device))
 
-# %% ../nbs/03_ebt.ipynb #a5435f01
 def _monitor(self:EBT, x, y0):
     "Mean energy of the first and of the last guess"
     path = trace(self, x, y0=y0)
