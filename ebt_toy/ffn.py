@@ -25,7 +25,7 @@ class FeedForward(Encoded):
         input_dim:int,        # Numbers in x
         output_dim:int,       # Numbers in y, or classes
         latent_dim:int=128,   # Width of the hidden layers
-        activation:str='relu',# One of `ebt_toy.engine.activations`
+        activation:str='relu',# One of `ebt_toy.update.activations`
         seed:int=0,           # Of the initial weights
         encoder:nn.Module|None=None # Reads x; the network then takes its contexts for x
     ):
@@ -48,7 +48,7 @@ def train_feedforward(
     num_epochs:int|None=None,     # Another name for `num_steps`
     lr:float=1e-4,                # Adam's learning rate
     num_steps:int|None=None,      # Optimizer updates; None is 50,000
-    activation:str='relu',        # One of `ebt_toy.engine.activations`
+    activation:str='relu',        # One of `ebt_toy.update.activations`
     seed:int=0,                   # Of weights and batch order
     seeds=None,                   # Several of them, or how many: trains as many models side by side
     encoder:Callable|None=None,   # A module that reads x, which is copied, or a factory `seed -> module`; None reads token ids with a `TokenEncoder`

@@ -66,3 +66,14 @@ def test_wrong_shapes_are_refused_by_name():
 def test_cuda_is_refused_where_there_is_none():
     with pytest.raises(ValueError, match="device: expected a device of this machine, got 'cuda'"): run_main(device='cuda')
     with pytest.raises(ValueError, match="device: expected a device of this machine, got 'cuda'"): create_synthetic_data('add', device='cuda')
+
+@pytest.mark.parametrize('bad, message', [
+    (dict(lr=0), "lr: expected a finite number above 0, got 0"), (dict(batch_size=0), "batch_size: expected a whole number"),
+    (dict(latent_dim=-1), "latent_dim: expected a whole number"), (dict(activation='silo'), "unknown activation 'silo'; did you mean 'silu'"),
+    (dict(num_steps=1, num_epochs=1), "two names for the number of updates")])
+def test_what_the_feedforward_network_refuses(bad, message):
+    with pytest.raises(ValueError, match=message): train_feedforward(*create_synthetic_data('add', size_train=50), report=None, progress=False, **bad)
+
+def test_widths_that_do_not_agree():
+    data = create_synthetic_data('add', size_train=50)
+    with pytest.raises(ValueError, match=r"train_dataset: expected y of shape \(n, output_dim=9\), got \(50, 10\)"): train_feedforward(*data[:3], 20, 9)
