@@ -13,13 +13,13 @@ import ebt_toy
 from bounds import FULL, bounded
 from ebt_toy import checkpoints
 from ebt_toy.checkpoints import STEPS, load, make_pretrained, packed, pretrained, pretrained_steps, read_checkpoint, save, snapshots, unpacked
-from ebt_toy.data import create_synthetic_data
+from ebt_toy.data import create_synthetic_data, scoring_for
 from ebt_toy.ebt import EBT, EnergyFunction, train_energy_model
 from ebt_toy.encoder import TokenEncoder
 from ebt_toy.ffn import FeedForward, train_feedforward
 from ebt_toy.models import predict
 from ebt_toy.history import History
-from ebt_toy.training import fit
+from ebt_toy.training import baselines, fit, score
 
 few = settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 root = Path(__file__).parents[1]
@@ -109,21 +109,21 @@ def test_modules_of_any_kind(tmp_path):
     other[3].weight = other[2].weight
     path = save(model, tmp_path/'a.safetensors')
     assert same(state(load(path, other)), state(model)) and other[3].weight is other[2].weight
-    with pytest.raises(ValueError, match="I cannot build 'Sequential'"): load(path)
+    with pytest.raises(ValueError, match="cannot build 'Sequential'"): load(path)
     plain = EBT(lambda x,y: y.pow(2).sum(-1), 2)                  # nothing to save but the settings
     assert load(save(plain, tmp_path/'b.safetensors'), EBT(lambda x,y: y.pow(2).sum(-1), 2)).notes == {}
 
 def test_a_class_that_borrows_a_name_is_not_taken_for_ours(tmp_path):
     theirs = type('EnergyFunction', (Valley,), {})
     path = save(EBT(theirs(), 2), tmp_path/'a.safetensors')
-    with pytest.raises(ValueError, match="I cannot build 'EnergyFunction'"): load(path)
+    with pytest.raises(ValueError, match="cannot build 'EnergyFunction'"): load(path)
     assert load(path, EBT(theirs(0.), 2)).energy.w.tolist() == [3., 3.]
 
 # What the text keeps
 
 plain = st.none()|st.booleans()|st.integers(-2**70, 2**70)|st.floats(allow_nan=False)|st.text()
-names = st.text(max_size=5)|st.sampled_from(['!float', '!tuple', '!dict', '!array', '!'])
-values = st.recursive(plain, lambda v: st.lists(v, max_size=3)|st.lists(v, max_size=3).map(tuple)|st.dictionaries(names|st.integers(), v, max_size=3), max_leaves=10)
+names = st.text(max_size=5).filter(lambda k: k[:1] != '!')|st.sampled_from(['', ' !float', 'a!'])
+values = st.recursive(plain, lambda v: st.lists(v, max_size=3)|st.lists(v, max_size=3).map(tuple)|st.dictionaries(names, v, max_size=3), max_leaves=10)
 
 def typed(v):
     "A value with its types, also inside, so that (1,) is not [1] and 1 is not True"
@@ -133,8 +133,7 @@ def typed(v):
 
 @settings(few, max_examples=200)
 @given(values)
-@example({'!float': 'nan'})
-@example({'!dict': [[1, 2]]})
+@example({'loss': [0.1, math.inf, -0.0], 'ids': (1, (2,))})
 def test_values_survive(value):
     text = json.dumps(packed(value), allow_nan=False)
     text.encode('ascii')
@@ -164,7 +163,7 @@ def test_a_history_that_diverged_survives(tmp_path):
 
 def nested(n, inside): return inside(nested(n - 1, inside)) if n else 1
 
-@pytest.mark.parametrize('inside, most', [(lambda v: [v], 199), (lambda v: (v,), 99), (lambda v: {'a': v}, 199), (lambda v: {1: v}, 66)], ids=range(4))
+@pytest.mark.parametrize('inside, most', [(lambda v: [v], 199), (lambda v: (v,), 99), (lambda v: {'a': v}, 199)], ids=range(3))
 def test_depth_has_one_limit_for_both_ways(tmp_path, inside, most):
     path = tmp_path/'a.safetensors'
     assert load(save(tiny(), path, a=nested(most, inside))).notes['a'] == nested(most, inside)
@@ -179,6 +178,15 @@ def test_deeper_texts_are_refused(tmp_path):
 def test_notes_that_json_cannot_say_are_refused(tmp_path, value):
     with pytest.raises(ValueError, match='notes: expected numbers'): save(tiny(), tmp_path/'a.safetensors', deep=[dict(x=value)])
     assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('value', [{3: None}, {'!float': 'nan'}, {'!': 1}, {None: 1}], ids=repr)
+def test_keys_that_json_cannot_hold_are_refused(tmp_path, value):
+    with pytest.raises(ValueError, match="notes: expected texts without a leading '!' as keys, got"): save(tiny(), tmp_path/'a.safetensors', deep=[value])
+    assert not list(tmp_path.iterdir())
+
+def test_the_same_model_gives_the_same_bytes(tmp_path):
+    model = tiny()
+    assert content(tmp_path, model, task='add', seed=0) == content(tmp_path, model, task='add', seed=0)
 
 # Whole or not at all
 
@@ -210,7 +218,7 @@ def test_bad_arguments_are_refused(tmp_path):
     odd = {'got str as _extra_state': Odd(1, 1), 'got torch.sparse_coo as held': holder, 'got torch.strided as weight': nn.Linear(1, 1, device='meta'), 'got .* as weight': nn.LazyLinear(3)}
     for match,model in odd.items():
         with pytest.raises(ValueError, match=f'model: expected a state of dense tensors that have values, {match}'): save(model, path)
-    with pytest.raises(ValueError, match='safetensors knows, got torch.complex128'): save(nn.Linear(1, 1, dtype=torch.complex128), path)
+    with pytest.raises(ValueError, match='model: expected number types of safetensors, got torch.complex128'): save(nn.Linear(1, 1, dtype=torch.complex128), path)
     for history in ('add', dict(step=[0]), 3):
         with pytest.raises(ValueError, match='history: expected a History .* got'): save(tiny(), path, history)
     assert path.read_bytes() == before
@@ -270,8 +278,8 @@ def test_another_model_is_left_alone(tmp_path):
     (dict(format=2), 'expected format 1, got 2, written by a newer ebt_toy'), (dict(format=10**9, model='?', notes=0), 'written by a newer'),
     (dict(format=0), 'makes no sense'), (dict(format='1'), 'makes no sense'), (dict(format=None), 'makes no sense'), (dict(history=[]), 'makes no sense'), (dict(history={'x': 1}), 'makes no sense'),
     (dict(history=dict(columns=dict(step=3))), 'makes no sense'), (dict(notes=3), 'makes no sense'), (dict(notes={'!float': 'x'}), 'makes no sense'),
-    (dict(notes={'!array': ['O', [1]]}), 'makes no sense'), (dict(notes={'!dict': [[[], 1]]}), 'makes no sense'), (dict(model=None), 'description of a model'), (dict(model=[]), 'description of a model'),
-    (dict(model={}), 'description of a model'), (dict(model=dict(kind='Other')), "I cannot build 'Other'"), (dict(model=dict(kind=[], config={})), 'description of a model'),
+    (dict(notes={'!array': ['O', [1]]}), 'makes no sense'), (dict(notes={'!dict': [[[], 1]]}), 'makes no sense'), (dict(notes={'!float': 'nan', 'a': 1}), 'makes no sense'), (dict(model=None), 'description of a model'), (dict(model=[]), 'description of a model'),
+    (dict(model={}), 'description of a model'), (dict(model=dict(kind='Other')), "cannot build 'Other'"), (dict(model=dict(kind=[], config={})), 'description of a model'),
     (dict(model=dict(kind='EBT', config={})), 'description of a model'), (dict(model=dict(kind='EnergyFunction', config=dict(input_dim=4, output_dim=2, latent_dim=4))), "missing 'net.0"),
     (dict(model=dict(kind='EnergyFunction', config=dict(input_dim=4, output_dim=2, latent_dim=10**12))), 'expected the'), (dict(model=dict(kind='EnergyFunction', config=dict(input_dim=10**40, output_dim=2))), 'expected the'),
     (dict(model=dict(kind='FeedForward', config=dict(input_dim=4, output_dim=2, latent_dim=10**7), encoder=None)), "missing 'net.0"),
@@ -361,7 +369,7 @@ def test_no_more_is_read_than_the_tensors_fill(tmp_path):
     path = tmp_path/'bad.safetensors'
     path.write_bytes(content(tmp_path))
     os.truncate(path, 10**11)                                     # takes no room on the disk
-    with bounded(), pytest.raises(ValueError, match='got 100,000,000,000 bytes that are none'): load(path)
+    with bounded(), pytest.raises(ValueError, match='got 100,000,000,000 bytes that are not one'): load(path)
 
 def test_nothing_is_read_for_a_model_of_another_size(tmp_path):
     path,w = tmp_path/'bad.safetensors',state(EnergyFunction(4, 2, 4)) | {'net.0.weight': torch.ones(10**11//4, dtype=torch.float32, device='meta')}
@@ -402,9 +410,9 @@ def test_the_largest_notes_stay_within_bounds(tmp_path):
         path = save(tiny(), tmp_path/'a.safetensors', a=value)
         with bounded(): assert load(path).notes['a'] == value
 
-@pytest.mark.parametrize('value', [[[]]*2**17, 'x'*2**23, {k*(2**61 - 1): 0 for k in range(10)}], ids=['parts', 'bytes', 'hashes'])
+@pytest.mark.parametrize('value', [[[]]*2**17, 'x'*2**23], ids=['parts', 'bytes'])
 def test_what_could_not_be_read_back_is_not_written(tmp_path, value):
-    with pytest.raises(ValueError, match='^notes, history: expected what can be read back'): save(tiny(), tmp_path/'a.safetensors', a=value)
+    with pytest.raises(ValueError, match='^notes, history: expected values that can be read back'): save(tiny(), tmp_path/'a.safetensors', a=value)
     for columns in (dict(step=[0, 1], val_loss=[0.]), dict(step=[0], val_loss=['a']), dict(step=[0], val_loss=[None])):
         with pytest.raises(ValueError, match='history: expected'): save(tiny(), tmp_path/'a.safetensors', History(columns))
     assert not list(tmp_path.iterdir())
@@ -436,9 +444,9 @@ def bases():
     "Whole files of every kind: header, description and weights"
     history = History(dict(step=[0, 10], val_loss=[math.inf, 0.5], each=[np.array([1., math.nan]), np.array([2., 3.])]), dict(lr=1e-3, seeds=(1, 2)), 'diverged', 1.5)
     models = [tiny(), FeedForward(4, 2, 4), EBT(EnergyFunction(8, 2, 4), 2, encoder=reader(0)), FeedForward(8, 2, 4, encoder=reader(1)), reader(2)]
-    notes = dict(task='add', ids=(1, (2,)), odd={3: None}, a=np.arange(3))
+    notes = dict(task='add', ids=(1, (2,)), odd=dict(b=None), a=np.arange(3))
     text = lambda m: json.dumps(dict(format=1, library='0', model=packed(checkpoints.describe(m)), notes=packed(notes), history=packed(vars(history))))
-    return [(checkpoints._written(m, text(m))) for m in models]
+    return [(checkpoints._file_bytes(m, text(m))) for m in models]
 
 PARTS = ['NaN', '-Infinity', '1e999', '-1', '0', '-0.0', '0.5', '3.0', '2', '20000', '1000000000000', str(2**63), '9'*4000, '9'*5000, 'true', 'null', '""', '"\\ud800"', '"a\\nb"', '"!array"', '[]', '{}', '[0]', '[-1]',
          '{"!float": "nan"}', '{"!float": "1"}', '{"!tuple": []}', '{"!tuple": "ab"}', '{"!array": ["<f8", [1000000000000], [0]]}', '{"!array": ["<f8", [0, 1000000000000], []]}', '{"!array": ["O", [1], [{}]]}',
@@ -554,6 +562,13 @@ def test_steps_that_would_be_missed(tmp_path, steps):
         train_energy_model(*vectors(), latent_dim=4, num_steps=5, eval_every=2, report=None, progress=False, callback=snapshots(tmp_path, steps))
     assert not list(tmp_path.iterdir())
 
+def test_snapshots_agree_with_their_histories(tmp_path):
+    data = vectors()
+    model = train_energy_model(*data, latent_dim=4, num_steps=20, eval_every=10, report=None, progress=False, callback=snapshots(tmp_path, [0, 10, 20], task='add'))
+    saved = [load(p) for p in sorted(tmp_path.iterdir())]
+    assert [int(m.history['step'][-1]) for m in saved] == [0, 10, 20] and same(state(saved[-1]), state(model))
+    for m in saved: assert score(m, data.test_dataset, scoring_for(data.test_dataset.tensors[1]).loss) == pytest.approx(m.history['test_loss'][-1], rel=1e-5)
+
 # What is shipped
 
 shipped = [(t, m, s) for t in ('add', 'multiply') for m in ('ebt', 'ffn') for s in STEPS]
@@ -565,6 +580,17 @@ def test_what_there_is():
     assert all(pretrained_steps(t, m) == list(STEPS) for t,m,_ in shipped)
     for args,match in ((('ad',), "did you mean 'add'"), (('listops',), 'known: add, multiply'), (('add', 'mlp'), 'known: ebt, ffn'), (('add', 'ebt', 5), 'step: expected one of 0, 30, .* got 5')):
         with pytest.raises(ValueError, match=match): pretrained(*args)
+
+def test_what_the_notebook_claims_of_the_shipped_models():
+    flops = {(t, m): {pretrained(t, m, s).history.settings['update_flops'] for s in STEPS} for t in ('add', 'multiply') for m in ('ebt', 'ffn')}
+    assert flops['add', 'ebt'] == flops['multiply', 'ebt'] and flops['add', 'ffn'] == flops['multiply', 'ffn'] and all(len(f) == 1 for f in flops.values())
+    for task in ('add', 'multiply'):
+        data = create_synthetic_data(task, vec_size=2)
+        simple = baselines(data)
+        assert simple['least squares'] < 1e-6 if task == 'add' else simple['least squares'] == pytest.approx(simple['training mean'], abs=0.05)
+        for model in ('ebt', 'ffn'):                                # both learned what they were trained on
+            first,last = (score(pretrained(task, model, s), data.val_dataset, scoring_for(data.val_dataset.tensors[1]).metric) for s in (0, STEPS[-1]))
+            assert last < first/10
 
 @pytest.mark.parametrize('task, model, step', shipped)
 def test_shipped_models_load_and_say_how_they_were_made(task, model, step):
