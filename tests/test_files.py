@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from ebt_toy import files
 from ebt_toy.core import atomic_file
-from ebt_toy.files import FORMATS, FileError, detect_format, listops_command, read_data, read_dataset, read_file, read_ids, read_rows, write_file
+from ebt_toy.data import create_synthetic_data
+from ebt_toy.files import FORMATS, FileError, detect_format, draw_rows, format_line, listops_command, read_data, read_dataset, read_file, read_ids, read_lines, read_rows, write_file
 from ebt_toy.cli import listops_main
-from ebt_toy.generate import draw_forest, numpy_generator
+from ebt_toy.generate import Limits, draw_forest, numpy_generator
 from ebt_toy.listops import ListOpsError, detokenize, evaluate, parse, render, tree_length
 
 few = settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -47,6 +48,58 @@ def test_marks_of_other_systems_change_nothing(tmp_path, seed, bom, crlf, blank,
         if crlf: content = content.replace(b'\n', b'\r\n')
         (tmp_path/'a.tsv').write_bytes((b'\xef\xbb\xbf' if bom else b'') + content)
         assert list(read_file(tmp_path/'a.tsv')) == rows
+
+def test_a_line_of_each_format():
+    text = '( ( ( [MAX 2 ) 9 ) ] )'
+    assert format_line(text, 9, 'lra') == text + '\t9' and format_line(text, 9, 'nangia') == '9\t' + text
+    assert format_line('[MAX\t2\n 9 ]', 9, 'nangia') == '9\t[MAX 2 9 ]'
+    with pytest.raises(ValueError, match="unknown format 'lar'; did you mean 'lra'"): format_line(text, 9, 'lar')
+
+@pytest.mark.parametrize('content, lines', [(b'\xef\xbb\xbfone\r\ntwo\n\r\n\n', [(1, 'one'), (2, 'two')]), (b'one\ntwo', [(1, 'one'), (2, 'two')]), (b'', []), (b'\xef\xbb\xbf', [])])
+def test_lines(tmp_path, content, lines):
+    (tmp_path/'a.tsv').write_bytes(content)
+    assert list(read_lines(tmp_path/'a.tsv')) == lines
+
+@pytest.mark.parametrize('content, message', [(b'one\n\n\ntwo\n', 'line 2: expected a row, got an empty line'), (b'one\nt\xffo\n', 'line 2: expected text in UTF-8, got the byte 0xff at 1'),
+                                              (b'\xef\xbb\xbft\xffo\n', 'line 1: expected text in UTF-8, got the byte 0xff at 1')])
+def test_lines_that_are_refused(tmp_path, content, message):
+    (tmp_path/'a.tsv').write_bytes(content)
+    with pytest.raises(FileError, match=message): list(read_lines(tmp_path/'a.tsv'))
+
+def test_rows_are_numbered_and_parsed_one_at_a_time(tmp_path):
+    (tmp_path/'a.tsv').write_bytes(b'\xef\xbb\xbfSource\tTarget\r\n[SM 1 2 ]\t3\r\n[SM 1 2 ]\t4\r\n')
+    assert detect_format(tmp_path/'a.tsv') == 'lra' and list(read_rows(tmp_path/'a.tsv')) == [(2, '[SM 1 2 ]', 3), (3, '[SM 1 2 ]', 4)]
+    reader = read_file(tmp_path/'a.tsv')
+    assert next(reader) == (parse('[SM 1 2 ]'), 3)     # what comes before the first bad line is fine
+    with pytest.raises(FileError, match='line 3: expected the label 3'): next(reader)
+    (tmp_path/'b.tsv').write_text('3\t[SM 1 2 ]\n')
+    with pytest.raises(FileError, match="line 1: expected the header 'Source"): list(read_rows(tmp_path/'b.tsv', format='lra'))
+    with pytest.raises(FileError, match='expected rows, got none'): (tmp_path/'c.tsv').write_text(HEAD), read_ids(tmp_path/'c.tsv')
+
+def test_data_of_the_task_survive_three_files(tmp_path):
+    made = create_synthetic_data('listops', size_train=50, size_val=10, size_test=10, vec_size=2)
+    paths = [tmp_path/f'{split}.tsv' for split in ('train', 'val', 'test')]
+    for path,ds in zip(paths, made): write_file(path, ((detokenize(row), y) for row,y in zip(ds.tensors[0], ds.tensors[1].tolist())), format='nangia')
+    data = read_data(*paths, width=100)
+    assert all(torch.equal(s, t) for before,after in zip(made[:3], data[:3]) for s,t in zip(before.tensors, after.tensors)) and data[3:] == made[3:]
+
+def test_rows_do_not_depend_on_chunks_parentheses_or_the_size_of_training():
+    limits = Limits(max_depth=4, max_args=4, min_length=5, max_length=30, parens=False)
+    drawn = {split: list(rows) for split,rows in draw_rows(dict(train=300, val=20, test=20), limits, seed=3)}
+    again = {split: list(rows) for split,rows in draw_rows(dict(train=40, val=20, test=20), limits, seed=3, parens=False, chunk=7)}
+    assert {split: len(rows) for split,rows in drawn.items()} == dict(test=20, val=20, train=300)
+    assert len({text for rows in drawn.values() for text,_ in rows}) == 340 and all(evaluate(text) == y for rows in drawn.values() for text,y in rows)
+    for split in drawn: assert [parse(t) for t,_ in drawn[split][:40]] == [parse(t) for t,_ in again[split]]
+    assert all(5 <= len(text.split()) <= 30 for text,_ in again['train'])
+
+def test_the_command_as_a_function(tmp_path):
+    small = dict(size_train=30, size_val=5, size_test=5, min_length=5, max_length=30, quiet=True)
+    paths = listops_command(tmp_path, **small)
+    with pytest.raises(ValueError, match='folder: expected no basic_train.tsv, basic_val.tsv, basic_test.tsv in'): listops_command(tmp_path, **small)
+    before = [p.read_bytes() for p in paths]
+    listops_command(tmp_path, **small, overwrite=True)
+    assert [p.read_bytes() for p in paths] == before
+    with pytest.raises(ValueError, match='min_length: expected at most 30'): listops_command(tmp_path, **small | dict(min_length=31))
 
 HEAD = 'Source\tTarget\n'
 @pytest.mark.parametrize('content, line, message', [
@@ -125,6 +178,7 @@ def test_wrong_arguments_are_refused(tmp_path):
     row = parse('[SM 3 4 ]'),7
     for label in (-1, 10, 2.5, '7', None, True):
         with pytest.raises(ValueError, match='label: expected'): write_file(tmp_path/'a.tsv', [row, (row[0], label)])
+        assert not (tmp_path/'a.tsv').exists()
     with pytest.raises(ValueError, match="unknown format"): write_file(tmp_path/'a.tsv', [row], 'csv')
     assert not list(tmp_path.iterdir())
     write_file(tmp_path/'a.tsv', [row])

@@ -9,8 +9,8 @@ from hypothesis import given, settings, strategies as st
 from ebt_toy import generate
 from ebt_toy.core import generator
 from ebt_toy.data import create_synthetic_data, get_task
-from ebt_toy.generate import (Forest, concat, digests, distinct, draw_forest, forest_of, forest_of_ids, forest_values, labels,
-                              node_depths, numpy_generator, pad, stream, texts, token_ids, unpad)
+from ebt_toy.generate import (Forest, Limits, concat, digests, distinct, draw_forest, forest_of, forest_of_ids, forest_values, labels,
+                              node_depths, numpy_generator, ood_limits, pad, stream, texts, token_ids, unpad)
 from ebt_toy.listops import (OPERATOR_P, OPERATORS, VOCAB, ListOpsError, Tree, detokenize, evaluate, grow, node_values, parents, parse, positions,
                              random_numbers, render, tokenize, tree_length)
 
@@ -98,6 +98,12 @@ def test_only_expressions_are_read(rows):
     found = forest_of_ids(np.array(sum(rows, []), np.int8), np.cumsum([0, *map(len, rows)]))
     assert (found is not None) == all(map(is_expression, rows))
     if found is not None: assert same(found, forest_of([parse(detokenize([i for i in row if i < 16])) for row in rows]))
+
+@pytest.mark.parametrize('rows', [*(('7', bad, '[SM 1 2 ]') for bad in ('[SM 1 2', '1 2', '] 1 [SM', '[SM ]', ']', '[SM 1 [MAX ] ]', '[SM 1 ] ]', '[SM 1 ] [SM 1 ]', '( )')),
+                                  ('[SM 1', '2 ]'), ('[SM 1', '] 2')], ids=str)     # the last two: right together, wrong one by one
+def test_known_rows_that_are_no_expressions(rows):
+    ids = [tokenize(t) for t in rows]
+    assert forest_of_ids(np.array(sum(ids, [])), np.cumsum([0, *map(len, ids)])) is None
 
 def test_one_wrong_token_among_many():
     "Every change of one token: refused exactly where the parser refuses it"
@@ -191,6 +197,58 @@ def test_distributed_as_the_specification(limits):
     p = {name: alike(a[name], b[name]) for name in a}
     assert min(p.values()) > 1e-3, p
 
+def law(most, levels=10, widest=10):
+    "Probabilities of the lengths 0 to `most`, without parentheses, of expressions with up to 10 levels and arguments, where they have no more than `levels` and `widest`"
+    p = np.zeros(most + 1)
+    p[1] = 1 if levels == 10 else 1 - OPERATOR_P       # the lowest of ten levels holds digits only
+    for _ in range(levels - 1):
+        power,mixed = p,np.zeros(most + 1)
+        for n in range(2, widest + 1):
+            power = np.convolve(power, p)[:most + 1]
+            mixed += power/9
+        p = np.append([0, 0], OPERATOR_P*mixed[:-2])
+        p[1] = 1 - OPERATOR_P
+    return p
+
+def test_lengths_levels_and_widths_follow_the_exact_law():
+    "Within the default limits; and the test finds a difference where there is one"
+    assert law(20, levels=2)[4:13] == pytest.approx(OPERATOR_P/9*(1 - OPERATOR_P)**np.arange(2, 11))   # one operator, all of its arguments digits
+    fewest,most = Limits().plain
+    within = lambda **narrower: law(most, **narrower)[fewest:].sum()
+    exact = dict(length=np.where(np.arange(most + 1) < fewest, 0, law(most)), levels=np.diff([0, *(within(levels=d) for d in range(1, 11))], prepend=0),
+                 widest=np.diff([0, *(within(widest=m) for m in range(1, 11))], prepend=0))
+    assert [p.sum()/exact['length'].sum() for p in exact.values()] == pytest.approx([1, 1, 1])
+    def p_for(f):
+        first,p = f.starts[:-1],{}
+        found = dict(length=np.diff(token_ids(f, parens=False)[1]), levels=np.maximum.reduceat(node_depths(f), first), widest=np.maximum.reduceat(f.n_args, first))
+        for name,values in found.items():
+            seen,expected = np.bincount(values, minlength=len(exact[name])),len(f)*exact[name]/exact[name].sum()
+            enough = expected >= 5
+            p[name] = p_of(((seen - expected)**2/np.where(enough, expected, 1))[enough].sum(), enough.sum() - 1)
+        return p
+    p = p_for(draw_forest(60_000, numpy_generator(2)))
+    assert min(p.values()) > 1e-3, p
+    assert p_for(draw_forest(20_000, numpy_generator(2), max_args=9))['length'] < 1e-4
+
+def test_free_expressions_follow_their_closed_forms():
+    free = draw_forest(40_000, numpy_generator(1), max_depth=4, min_length=1, max_length=10_000)
+    assert (np.diff(free.starts) == 1).mean() == pytest.approx(0.75, abs=4*(0.75*0.25/len(free))**0.5)
+    assert np.bincount(node_depths(free))[1:]/len(free) == pytest.approx(((2 + 10)/8)**np.arange(4), abs=0.12)
+
+def test_one_at_a_time_has_the_same_distribution():
+    draws = random_numbers(generator(0))
+    attempts = (grow(draws, max_length=500) for _ in range(10**9))
+    old = forest_of([t for t,_ in zip((t for t in attempts if t is not None and tree_length(t) >= 50), range(3000))])
+    a,b = (np.diff(token_ids(f)[1]) for f in (old, draw_forest(60_000, numpy_generator(2))))
+    grid = np.union1d(a, b)                            # the largest gap between the two cumulative distributions (Kolmogorov and Smirnov)
+    gap = np.abs(np.searchsorted(np.sort(a), grid, 'right')/len(a) - np.searchsorted(np.sort(b), grid, 'right')/len(b)).max()
+    lam,k = gap*(len(a)*len(b)/(len(a) + len(b)))**0.5,np.arange(1, 101)
+    assert lam < 0.3 or 2*((-1.)**(k - 1)*np.exp(-2*(k*lam)**2)).sum() > 1e-3
+
+def test_limits_count_tokens():
+    assert Limits().plain == (18, 167) and (Limits().tokens(18), Limits().tokens(167)) == (52, 499)
+    assert Limits(**LRA).plain == (500, 2000)
+
 def test_exact_probabilities_of_small_expressions():
     "Every expression of at most 2 levels and 2 arguments has a known probability"
     forest = draw_forest(50_000, numpy_generator(6), max_depth=2, max_args=2, min_length=1, max_length=10)
@@ -225,7 +283,7 @@ def test_what_was_seen_is_not_drawn_again():
     with pytest.raises(ValueError, match='asked for 401 .* found 400 beside 0'): list(stream(401, 0, 100, **limits))
 
 @pytest.mark.parametrize('options, message', [(dict(max_args=1), 'max_args'), (dict(min_length=0), 'min_length'), (dict(min_length=300, max_length=200), 'min_length: expected at most 199'),
-    (dict(min_depth=11), 'min_depth'), (dict(min_widest=11), 'min_widest'), (dict(max_depth=30, min_depth=20, max_length=100), 'max_length: expected at least 172')])
+    (dict(min_length=501), 'min_length: expected at most 499, the longest that fits in 500 tokens, got 501'), (dict(min_depth=11), 'min_depth: expected at most 10, the most that is drawn, got 11'), (dict(min_widest=11), 'min_widest'), (dict(max_depth=30, min_depth=20, max_length=100), 'max_length: expected at least 172')])
 def test_limits_no_expression_meets(options, message):
     with pytest.raises(ValueError, match=message): draw_forest(1, numpy_generator(0), **options)
 
@@ -270,7 +328,8 @@ def test_a_larger_training_set_leaves_the_others_alone():
 @pytest.mark.parametrize('options, message', [
     (dict(max_depth=0), 'max_depth'), (dict(max_depth=2.5), 'max_depth'), (dict(max_args=1), 'max_args'), (dict(min_length=0), 'min_length'),
     (dict(min_length=500), 'min_length: expected at most 499'), (dict(vec_size=1), 'min_length: expected at most 49'),
-    (dict(max_depth=1, min_length=1), 'asked for 20 .* found 0 beside 10'), (dict(seed=-1), 'seed')])
+    (dict(max_depth=1, min_length=1), 'asked for 20 new expressions of 1 to 500 tokens with max_depth=1 and max_args=10, found 0 beside 10'),
+    (dict(max_depth=2), 'asked for 5 new expressions of 50 to 500 tokens with max_depth=2'), (dict(max_dept=3), "unknown option of task 'listops' 'max_dept'; did you mean 'max_depth'"), (dict(seed=-1), 'seed')])
 def test_impossible_requests_are_refused(options, message):
     with pytest.raises(ValueError, match=message): create_synthetic_data('listops', **{**dict(size_train=20, size_val=5, size_test=5), **options})
 
@@ -286,6 +345,25 @@ def test_test_sets_beyond_training(ood):
         assert limit[name] < min(tested) and max(tested) <= 2*limit[name] if name == ood else max(tested) <= limit[name]
     assert data.input_dim == data.train_dataset.tensors[0].shape[1] == data.test_dataset.tensors[0].shape[1] == (300 if ood == 'length' else 150)
     for ts,ds in zip(sets, data): assert [evaluate(t) for t in ts] == ds.tensors[1].tolist()
+
+def test_test_sets_begin_where_training_ends():
+    "As large as they come: training reaches its limits, and each test set lies beyond one of them and twice as far at most"
+    most = dict(length=500, levels=10, widest=10)
+    def traits(**limits):
+        f = distinct(2000, numpy_generator(7), set(), **limits)
+        return dict(length=np.diff(token_ids(f)[1]), levels=np.maximum.reduceat(node_depths(f), f.starts[:-1]), widest=np.maximum.reduceat(f.n_args, f.starts[:-1]))
+    trained = traits()
+    assert all(trained[name].max() <= most[name] for name in most) and (trained['length'] < 200).mean() > 0.6
+    for ood,name in dict(length='length', depth='levels', args='widest').items():
+        tested = traits(**vars(ood_limits(ood, Limits())))
+        for other in most: assert (most[other] < tested[other].min() and tested[other].max() <= 2*most[other]) if other == name else tested[other].max() <= most[other]
+    with pytest.raises(ValueError, match="unknown ood 'lenght'; did you mean 'length'"): ood_limits('lenght', Limits())
+
+def test_labels_are_uneven():
+    f = distinct(2000, numpy_generator(7), set())
+    root,label = f.nodes[f.starts[:-1]],labels(f)
+    table = np.array([np.bincount(label[root == op], minlength=10) for op in range(10, 14)])
+    assert {0, 9} == set(table.sum(0).argsort()[-2:].tolist()) and 0.1 < table.sum(0).max()/2000 < table.max(1).sum()/2000 < 0.5
 
 def test_what_the_test_set_is():
     kind = get_task('listops').test_kind

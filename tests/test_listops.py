@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from ebt_toy.core import generator
 from ebt_toy.listops import (OPERATORS, PAD, TOKEN_ID, VOCAB, ListOpsError, Tree, detokenize, draw_tree, evaluate, grow, node_values, parents,
-                             parse, positions, random_numbers, render, tokenize, tree_length)
+                             draw_distinct, median, parse, positions, random_numbers, render, sum_mod, tokenize, tree_length)
 
 digits = st.sampled_from('0123456789').map(lambda d: ((d,), (0,)))
 
@@ -108,6 +108,39 @@ def test_every_parenthesis_counts(tree, data):
     del words[data.draw(st.sampled_from(where))]
     assert not accepts_or_refuses(' '.join(words))
 
+@pytest.mark.parametrize('bad, message', [
+    ('', "empty expression (token 0, character 0)"), ('( )', "empty expression (token 2, character 3)"),
+    ('[MIN 3 4', "text ends inside '[MIN' (token 3, character 8)"),
+    ('[MIN 3 [MAX ] ]', "operator '[MAX' has no arguments (token 3, character 12)"),
+    ('[MIN 3 ] 4', "trailing text '4' after a complete expression (token 3, character 9)"),
+    ('] 3', "']' closes no operator (token 0, character 0)"), ('[min 3 ]', "unknown token '[min' (token 0, character 0)"),
+    ('( ( ( [SM 2 ) 6 ) ]', "parentheses do not pair from the left: expected ')', got 'end of text' (token 9, character 19)"),
+    ('( ( ( [SM 2 ) 6 ) ] ) )', "parentheses do not pair from the left: expected 'end of text', got ')' (token 10, character 22)"),
+    ('( [SM ( 2 ( 6 ] ) ) )', "parentheses do not pair from the left: expected '(', got '[SM' (token 1, character 2)"),
+    ('( 7 )', "parentheses do not pair from the left: expected '7', got '(' (token 0, character 0)")])
+def test_each_fault_has_its_message(bad, message):
+    with pytest.raises(ListOpsError) as e: parse(bad)
+    assert str(e.value) == message
+
+@pytest.mark.parametrize('text, value', [('( ( ( ( [SM 2 ) 6 ) 5 ) ] )', 3), ('( ( ( [MAX 2 ) ( ( ( [MIN 9 ) 4 ) ] ) ) ] )', 4), ('[MED 2 7 ]', 4), ('[MIN 8 ]', 8), ('0', 0), ('[MAX 2\n  [MIN 9 4 ]\n]', 4)])
+def test_values_of_known_expressions(text, value): assert evaluate(text) == recursive_value(text) == value
+
+def test_operators_against_numpy_and_text():
+    rng = np.random.default_rng(0)
+    for n in range(1, 200):
+        digits = rng.integers(10, size=n).tolist()
+        assert median(digits) == int(np.median(digits)) and sum_mod(digits) == int(str(sum(digits))[-1])
+
+def test_a_small_tree():
+    tree = Tree(('[MAX', '2', '[MIN', '9', '4'), (2, 0, 2, 0, 0))
+    assert parents(tree) == [-1, 0, 0, 2, 2] and positions(tree) == [(0.75, 0), (0, -1), (1.5, -1), (1, -2), (2, -2)]
+    assert parse('7') == Tree(('7',), (0,)) and parse('( ( [MED 7 ) ] )').n_args == (1, 0)
+
+@pytest.mark.parametrize('ids, message', [([11, 3, 18], 'unknown token id 18 (token 2, character 7)'), ([3, PAD, 3], 'unknown token id 0 (token 1, character 2)')])
+def test_an_unknown_id_is_named_with_its_place(ids, message):
+    with pytest.raises(ListOpsError) as e: detokenize(ids)
+    assert str(e.value) == message
+
 @pytest.mark.parametrize('bad', [None, 7, b'[MIN 3 ]', ['7']])
 def test_only_strings_parse(bad):
     for f in (parse, tokenize, evaluate):
@@ -155,6 +188,32 @@ def test_growth_follows_the_rule():
         share = np.array([names.count(n) for n in group])/sum(n in group for n in names)
         assert np.abs(share - 1/len(group)).max() < 0.03
     assert {int(-min(y for _,y in positions(t))) for t in grown} == {0, 1, 2}
+
+def test_a_limit_drops_trees_and_changes_none():
+    free = [grow(random_numbers(generator(seed)), max_depth=5) for seed in range(300)]
+    limited = [grow(random_numbers(generator(seed)), max_depth=5, max_length=100) for seed in range(300)]
+    assert limited == [t if tree_length(t) <= 100 else None for t in free] and 0 < limited.count(None) < 100
+
+def test_distinct_trees_until_there_are_no_more():
+    seen,limits = set(),dict(max_depth=2, max_args=2, min_length=10, max_length=10)
+    first,more = (draw_distinct(n, seen, random_numbers(generator(n)), **limits) for n in (90, 310))
+    assert len(set(first)) == 90 and len(set(first + more)) == len(seen) == 4*10*10   # four operators on two digits: these are all there are
+    with pytest.raises(ValueError, match='asked for 1 new expressions of 10 to 10 tokens .* found 0 beside 400 drawn before'):
+        draw_distinct(1, seen, random_numbers(generator(5)), **limits)
+
+def test_what_is_cut_is_another_question():
+    "Expressions as long as those of the Long-Range Arena, cut to 500 tokens: no expressions any more, and closed by guesswork mostly of another value"
+    draws,trees = random_numbers(generator(2)),[]
+    while len(trees) < 50:
+        tree = grow(draws, max_length=3*2000 - 2)
+        if tree is not None and tree_length(tree, parens=False) >= 500: trees.append(tree)
+    def closed(tree):
+        plain = [t for t in render(tree).split()[:500] if t not in '()']
+        while plain[-1] in OPERATORS: plain.pop()
+        return ' '.join(plain + [']']*(sum(t in OPERATORS for t in plain) - plain.count(']')))
+    for tree in trees:
+        with pytest.raises(ListOpsError, match='text ends inside'): parse(detokenize(tokenize(render(tree))[:500]))
+    assert np.mean([evaluate(closed(t)) == evaluate(t) for t in trees]) < 0.5
 
 def test_a_drawing_shows_every_node_and_result():
     import matplotlib.pyplot as plt

@@ -8,8 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from bounds import FULL, bounded
 from ebt_toy import files
 from ebt_toy.core import generator
-from ebt_toy.history import format_row
-from ebt_toy.files import FORMATS, FileError, detect_format, read_data, read_dataset, read_file, read_ids, read_lines, read_rows
+from ebt_toy.files import FORMATS, FileError, detect_format, format_line, read_data, read_dataset, read_file, read_ids, read_lines, read_rows
 from ebt_toy.listops import VOCAB, ListOpsError, Tree, detokenize, evaluate, grow, parse, random_numbers, render
 
 TOKENS = VOCAB[1:]
@@ -89,7 +88,7 @@ def test_valid_ones_are_accepted(): assert all(accepts(' '.join(words)) for word
 def file(r):
     "Rows in one of the formats, and the bytes of the file"
     format,texts = r.choice(list(FORMATS)),[' '.join(words) for words in r.choices(VALID, k=r.randint(1, 12))]
-    lines = [FORMATS[format].header]*(format == 'lra') + [format_row(t, evaluate(t), format) for t in texts]
+    lines = [FORMATS[format].header]*(format == 'lra') + [format_line(t, evaluate(t), format) for t in texts]
     return '\n'.join(lines).encode() + b'\n'
 
 LONG = [b'1 '*200_000, b'[SM '*200_000, b'( '*200_000, b'[MAX '*50_000 + b'7' + b' ]'*50_000, b'\t'*100_000, b'\0'*100_000, b'7'*1_000_000, b'\n'*100_000, b' '*1_000_000, '\u2003é\U0001f600'.encode()*50_000]

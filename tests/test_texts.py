@@ -8,14 +8,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch.utils.data import TensorDataset
 
-from ebt_toy import EBT, EnergyFunction, FeedForward, TokenEncoder, engine, fit, predict, run_main, test_energy_model, train_energy_model
-from ebt_toy.update import draws, length_groups, prepared, row_lengths, group_order
+from ebt_toy import EBT, EnergyFunction, FeedForward, TokenEncoder, fit, predict, run_main, test_energy_model, train_energy_model, update
 from ebt_toy.engine import updates
+from ebt_toy.update import draws, group_order, length_groups, prepared, row_lengths
 from bounds import bounded
 from ebt_toy import encoder
-from ebt_toy.encoder import SILENT, nesting, without
+from ebt_toy.encoder import SILENT, nesting, rotate, without
 from ebt_toy.generate import draw_forest, numpy_generator, pad, token_ids
-from ebt_toy.listops import PAD
+from ebt_toy.listops import PAD, tokenize
+from ebt_toy.models import encoder_for
 
 test_energy_model.__test__ = False   # a function of the library, not a test
 quick = settings(max_examples=15, deadline=None, database=None)
@@ -127,6 +128,27 @@ def test_run_main_on_listops():
 def test_unknown_token_is_refused():
     splits = [TensorDataset(torch.full((4, 5), 18), torch.zeros(4, dtype=torch.long))]*3
     with pytest.raises(ValueError, match='x: expected token ids in 0 to 17, got 18 to 18'): train_energy_model(*splits, 5, 10, num_steps=1, report=None)
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match='dim: expected an even multiple of n_heads=4, got 20'): TokenEncoder(20)
+    for name in ('dim', 'n_layers', 'n_heads', 'n_tokens', 'levels'):
+        with pytest.raises(ValueError, match=f'{name}: expected a whole number of at least 1, got 0'): TokenEncoder(**{name: 0})
+
+def test_rotated_vectors_match_by_distance_alone():
+    q,k = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    match = rotate(q.expand(12, 8)) @ rotate(k.expand(12, 8)).T
+    for d in range(-11, 12): assert_near(match.diagonal(d), match.diagonal(d)[0].expand(12 - abs(d)), 1e-12)
+    assert_near(match.diagonal()[0], q @ k, 1e-12)
+    assert match.diagonal(1)[0] != match.diagonal(-1)[0]          # before is not behind
+
+def test_a_context_depends_on_order_and_nesting():
+    encoder = reader(0).double()
+    def context(text): return encoder(torch.tensor([tokenize(text)])).detach()
+    for a,b in (('[MAX 2 9 ]', '[MAX 9 2 ]'), ('[MED 1 [MIN 2 3 ] 4 ]', '[MED 1 [MIN 2 3 4 ] ]')): assert (context(a) - context(b)).abs().max() > 1e-3
+
+def test_a_model_makes_its_own_encoder_where_none_is_given():
+    x,_ = texts(3)
+    assert type(encoder_for(x)) is TokenEncoder and encoder_for(x, lambda seed: TokenEncoder(16, 1, seed=seed)).dim == 16
 
 # Any type of whole number, and no more memory than it takes
 
