@@ -243,16 +243,6 @@ def test_training_can_be_watched_and_stopped(voila, shots):
     voila.screenshot(path=shots/'voila_yours.png')
     no_errors(voila)
 
-def test_page_tells_that_its_server_is_gone(browser, home):
-    page = browser.new_page()
-    with exploring(home) as (process,link):
-        page.goto(link, wait_until='domcontentloaded')
-        ready(page)
-        page.wait_for_timeout(5000)
-        assert page.locator('.ebt-ended').count() == 0
-    page.locator('.ebt-ended').get_by_text('The explorer has ended').wait_for()
-    page.close()
-
 def test_page_tells_that_its_kernel_is_gone_and_can_be_reloaded_and_closed(browser, home):
     page = browser.new_page()
     with exploring(home) as (process,link):
@@ -268,7 +258,7 @@ def test_page_tells_that_its_kernel_is_gone_and_can_be_reloaded_and_closed(brows
         page.close(run_before_unload=True)
         assert soon(lambda: not kernels(process), 10)
 
-def test_page_waits_for_its_turn(browser, home):
+def test_page_waits_for_its_turn_and_tells_that_its_server_is_gone(browser, home):
     page = browser.new_page()
     with exploring(home) as (process,link):
         with ThreadPoolExecutor(4) as pool: assert all(pool.map(lambda _: kernel_in(ask(urlsplit(link))[1]), range(4)))      # opened in no browser, given up after 20 s
@@ -276,6 +266,10 @@ def test_page_waits_for_its_turn(browser, home):
         page.get_by_text('All places are taken').wait_for()
         ready(page)
         assert len(kernels(process)) <= 4
+        for _ in range(2):
+            with page.expect_response(lambda r: re.search('/api/kernels/[^/]+$', r.url)): pass     # the page asks whether its kernel is there
+        assert page.locator('.ebt-ended').count() == 0
+    page.locator('.ebt-ended').get_by_text('The explorer has ended').wait_for()
     page.close()
 
 def test_page_with_settings_of_their_own_behind_a_proxy(browser, tmp_path):
