@@ -224,6 +224,7 @@ def test_guesses_roll_step_by_step(voila):
 def test_training_can_be_watched_and_stopped(voila, shots):
     voila.get_by_text('Watch it learn', exact=True).click()
     press(voila, 'live-num_steps', 'ArrowLeft', 14)
+    voila.wait_for_timeout(1000)         # until the kernel has heard of all of them
     control(voila, 'train').click()
     pictures = set()
     def watch(picture, words):
