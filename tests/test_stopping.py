@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 import ebt_toy
-from ebt_toy import core, runner
+from ebt_toy import cli, core, runner, saving
 from ebt_toy.core import tell
 from ebt_toy.cli import main
 from ebt_toy.runner import paired_wins, register_model, run_main, summary
@@ -107,13 +107,14 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
     assert (code, err) == INTERRUPTED and time.monotonic() - before < 10
 
 def interrupt_once(monkeypatch, name, at=1):
-    "Let the `at`-th call of a function of the runner end in Ctrl-C"
-    real,calls = getattr(runner, name),[]
+    "Let the `at`-th call of a function of the runner, or of what saves its results, end in Ctrl-C"
+    homes,calls = [m for m in (cli, saving, runner) if hasattr(m, name)],[]
+    real = getattr(homes[0], name)
     def f(*args, **kwargs):
         calls.append(name)
         if len(calls) == at: raise KeyboardInterrupt
         return real(*args, **kwargs)
-    monkeypatch.setattr(runner, name, f)
+    for m in homes: monkeypatch.setattr(m, name, f)
     return calls
 
 @pytest.mark.parametrize('name', ['chosen_models', 'check_folder', 'get_device', '_check_models', '_rehearse', 'create_synthetic_data', 'Results'])
@@ -137,7 +138,7 @@ def test_ctrl_c_after_training_has_begun(tmp_path, monkeypatch, capsys, name, at
 def test_ctrl_c_before_the_first_evaluation(monkeypatch):
     def stop(*args): raise KeyboardInterrupt
     monkeypatch.setattr(runner, '_rehearse', lambda *args: None)
-    monkeypatch.setattr('ebt_toy.training._evaluate_all', stop)
+    monkeypatch.setattr('ebt_toy.training._score_all', stop)
     lines = []
     results = run_main('add', **quick | dict(report=lines.append))
     r = results['ebt']
@@ -146,12 +147,12 @@ def test_ctrl_c_before_the_first_evaluation(monkeypatch):
     assert 'EBT Model: interrupted before its first evaluation' in summary(results) and 'nan' not in '\n'.join(lines)
 
 def test_ctrl_c_in_the_rehearsal(monkeypatch):
-    real,calls = ebt_toy.training._evaluate_all,[]
+    real,calls = ebt_toy.training._score_all,[]
     def stop(*args):
         calls.append(args)
         if len(calls) == 1: raise KeyboardInterrupt      # which `fit` catches
         return real(*args)
-    monkeypatch.setattr('ebt_toy.training._evaluate_all', stop)
+    monkeypatch.setattr('ebt_toy.training._score_all', stop)
     with pytest.raises(KeyboardInterrupt): run_main('add', **quick)
     assert len(calls) == 1
 
@@ -282,7 +283,7 @@ def test_json_is_strict(tmp_path, capsys):
     models = strict((tmp_path/'results.json').read_text())['models']
     assert (models['ebt']['status'], models['ebt']['test_mse'], models['ebt']['test_mse_seeds']) == ('diverged', None, [None, None])
     assert models['ffn']['test_mse'] > 0
-    plain = runner._plain(dict(a=[np.float32(0.5), np.int64(3), float('inf')], b=(1, 2), c=None, d=True))
+    plain = saving._plain(dict(a=[np.float32(0.5), np.int64(3), float('inf')], b=(1, 2), c=None, d=True))
     assert plain == dict(a=[0.5, 3, None], b='(1, 2)', c=None, d=True)
 
 def test_home_and_empty_names(tmp_path, monkeypatch, capsys):
