@@ -62,7 +62,7 @@ class Task:
     make: Callable              # Makes `SyntheticData` from `(size_train, size_val, size_test, vec_size, device, ...)`
     scoring: Scoring|None       # Loss and metric; None takes what suits the targets, `scoring_for`
     outside: Callable|None      # `x -> (b, d_y)` bool: targets beyond the training range; None if that has no meaning
-    baselines: Callable|None    # `SyntheticData -> {rule: metric on the test set}`, of simple rules; None if it has none
+    baselines: Callable|None    # `SyntheticData -> {simple rule: metric on the test set}`; None if it has none
     test_kind: Callable         # `(**options) -> str`: what the test set is to the training set
     settings: dict              # Training settings that suit any model on this task, e.g. `num_steps`
     truth: Callable|None        # `x -> y`: the right answers, where a formula gives them; None if none does

@@ -182,14 +182,13 @@ def train_energy_model(
 ) -> EBT|list:                    # Trained, with `history` and `test_dataset`; a list for several seeds
     "Train an energy-based model, first-order; raises `ValueError` on bad input"
     own = dict(energy=energy, latent_dim=latent_dim, n_optimization_steps=n_optimization_steps, step_size=step_size)
-    options = dict(num_steps=count_updates(num_steps, num_epochs, 10_000), batch_size=batch_size, lr=lr, report=report,
-                   scoring=scoring, eval_every=eval_every, compile=compile, callback=callback, progress=progress)
-    data = train_dataset,val_dataset,test_dataset,input_dim,output_dim
-    return _train_ebt(data, encoder, seed, seeds, own, options)
+    opts = dict(num_steps=count_updates(num_steps, num_epochs, 10_000), batch_size=batch_size, lr=lr, report=report,
+                scoring=scoring, eval_every=eval_every, compile=compile, callback=callback, progress=progress)
+    return _fit_ebt((train_dataset, val_dataset, test_dataset), input_dim, output_dim, encoder, seed, seeds, own, opts)
 
-# %% ../nbs/03_ebt.ipynb #38cd4eb9
-def _train_ebt(datasets, input_dim, output_dim, encoder, seed, seeds, own, options):
-    "What `train_energy_model` does, with its arguments sorted into the model's `own` and `options` for `fit`"
+# %% ../nbs/03_ebt.ipynb #6d10c9e4
+def _fit_ebt(datasets, input_dim, output_dim, encoder, seed, seeds, own, opts):
+    "What `train_energy_model` does, with its arguments sorted into the model's `own` and the `opts` of `fit`"
     several = seeds is not None and len(seed_list(seeds)) > 1
     energy,steps,alpha = own['energy'],own['n_optimization_steps'],own['step_size']
     def build(seed, reader, width):
@@ -197,8 +196,8 @@ def _train_ebt(datasets, input_dim, output_dim, encoder, seed, seeds, own, optio
         else: e = own_part('energy', energy, seed, several)
         return EBT(e, output_dim, steps, alpha, encoder=reader)
     line = f"First-order: θ-gradients through the last of {steps} inner steps only, step size {alpha:g}"
-    if options['report']: options['report'](line)
-    return train_models(build, datasets, input_dim, output_dim, encoder, seed, seeds, **options)
+    if opts['report']: opts['report'](line)
+    return train_models(build, datasets, input_dim, output_dim, encoder, seed, seeds, **opts)
 
 # %% ../nbs/03_ebt.ipynb #f2c9b781
 def test_energy_model(
