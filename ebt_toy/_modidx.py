@@ -132,6 +132,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                              'ebt_toy.ebt.EnergyFunction.__init__': ('ebt.html#energyfunction.__init__', 'ebt_toy/ebt.py'),
                              'ebt_toy.ebt.EnergyFunction.forward': ('ebt.html#energyfunction.forward', 'ebt_toy/ebt.py'),
                              'ebt_toy.ebt.Trajectory': ('ebt.html#trajectory', 'ebt_toy/ebt.py'),
+                             'ebt_toy.ebt._fit_ebt': ('ebt.html#_fit_ebt', 'ebt_toy/ebt.py'),
                              'ebt_toy.ebt._monitor': ('ebt.html#_monitor', 'ebt_toy/ebt.py'),
                              'ebt_toy.ebt.checked_energy': ('ebt.html#checked_energy', 'ebt_toy/ebt.py'),
                              'ebt_toy.ebt.descend': ('ebt.html#descend', 'ebt_toy/ebt.py'),

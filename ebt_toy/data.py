@@ -59,10 +59,10 @@ class SyntheticData(NamedTuple):
 class Task:
     "A named way to make data, and how predictions on it are judged"
     name: str                   # Key in the registry
-    make: Callable              # `(size_train, size_val, size_test, vec_size, device, ...)` -> five values as in `SyntheticData`
+    make: Callable              # Makes `SyntheticData` from `(size_train, size_val, size_test, vec_size, device, ...)`
     scoring: Scoring|None       # Loss and metric; None takes what suits the targets, `scoring_for`
-    outside: Callable|None      # `x -> (b, d_y)` bool: which targets lie beyond the training range; None if that has no meaning
-    baselines: Callable|None    # `SyntheticData -> {rule: metric on the test set}`: what simple rules score; None if it has none
+    outside: Callable|None      # `x -> (b, d_y)` bool: targets beyond the training range; None if that has no meaning
+    baselines: Callable|None    # `SyntheticData -> {simple rule: metric on the test set}`; None if it has none
     test_kind: Callable         # `(**options) -> str`: what the test set is to the training set
     settings: dict              # Training settings that suit any model on this task, e.g. `num_steps`
     truth: Callable|None        # `x -> y`: the right answers, where a formula gives them; None if none does
@@ -73,21 +73,21 @@ _tasks = {}
 def out_of_distribution(
     **options   # Of the task
 ) -> str:       # For reports
-    "The name of a test set from a wider range"
+    "What reports call a test set from a wider range"
     return 'Out-of-Distribution'
 
 # %% ../nbs/00_data.ipynb #6c92f8be
 def register_task(
-    name:str,                     # How users ask for it
-    make:Callable,                # `(size_train, size_val, size_test, vec_size, device)` -> five values as in `SyntheticData`; further arguments become options
-    scoring:Scoring|None=None,    # How predictions are judged; None: `regression` for numbers, `classification` for labels
+    name:str,                     # Its name in the registry
+    make:Callable,                # Makes the five values of `SyntheticData`; arguments after the first five are options
+    scoring:Scoring|None=None,    # How predictions are judged; None takes what suits the targets, `scoring_for`
     outside:Callable|None=None,   # `x -> (b, d_y)` bool: which targets lie beyond the training range
-    baselines:Callable|None=None, # `SyntheticData -> {rule: metric on the test set}`: what simple rules score; None takes `training.baselines`
-    test_kind:Callable=out_of_distribution, # `(**options) -> str`: what the test set is to the training set, for reports
+    baselines:Callable|None=None, # `SyntheticData -> {rule: metric on the test set}`; None takes `training.baselines`
+    test_kind:Callable=out_of_distribution, # `(**options) -> str`: what reports call the test set
     settings:dict|None=None,      # Training settings in place of every model's defaults in `run_main`, e.g. `num_steps`
-    truth:Callable|None=None      # `x -> y`: the right answers for any x, for figures that ask beyond the data sets
+    truth:Callable|None=None      # `x -> y`: the right answers for any x, for figures that go beyond the data sets
 ) -> Task:                        # The registered task
-    "Make a task known by its name; registering a name again replaces it"
+    "Register a task under a name; registering the name again replaces it"
     if not isinstance(name, str) or not name: raise ValueError(f"name: expected a non-empty string, got {name!r}")
     if not callable(make): raise ValueError(f"make: expected a function, got {make!r}")
     _tasks[name] = Task(name, make, scoring, outside, baselines, test_kind, settings or {}, truth)
@@ -136,11 +136,12 @@ def outside_range(
     return (v1.abs() > ID_LIMIT)|(v2.abs() > ID_LIMIT)
 
 def register_elementwise(
-    name:str,     # How users ask for it
+    name:str,     # Its name in the registry
     op:Callable   # `(v1, v2) -> y`, number by number
 ) -> Task:        # The registered task
-    "Make a task of two vectors known in one line"
-    return register_task(name, partial(elementwise_data, op), outside=outside_range, truth=lambda x: op(*x.chunk(2, dim=-1)))
+    "Register a task that combines two vectors number by number"
+    def truth(x): return op(*x.chunk(2, dim=-1))
+    return register_task(name, partial(elementwise_data, op), outside=outside_range, truth=truth)
 
 register_elementwise('add', torch.add)
 register_elementwise('multiply', torch.mul);
@@ -158,27 +159,28 @@ class DictDataset(TensorDataset):
 def inputs_and_targets(
     ds:TensorDataset   # `(x, y)`, or `(x1, x2, ..., y)`, or a `DictDataset`
 ) -> tuple:            # x, a tensor, a tuple or a dict of tensors; and y
-    "What a data set asks, and the right answers"
+    "The inputs of a data set, and its targets"
     *x,y = ds.tensors
     if isinstance(ds, DictDataset): return dict(zip(ds.names, x)),y
     return (x[0] if len(x) == 1 else tuple(x)),y
 
 # %% ../nbs/00_data.ipynb #272dd5ca
 def _check_numbers(expect, name, t):
-    "Dense, real and finite"
+    "Check that a tensor is dense, real and finite"
     kinds = dict(sparse=t.layout != torch.strided, complex=t.is_complex(), quantized=t.is_quantized)
     odd = next((k for k,v in kinds.items() if v), None)
     expect(odd is None, f"dense real numbers in {name}", f"{odd} ones")
     expect(torch.isfinite(t).all(), "finite numbers", f"NaN or infinity in {name}")
 
 def _check_targets(expect, y, output_dim):
-    "Numbers in rows of the right width, or labels of classes that there are"
+    "Check for numbers in rows of the right width, or for labels of existing classes"
     if y.is_floating_point():
         width = '' if output_dim is None else f'={output_dim}'
         hint = '; y[:, None] has one number per row'*(y.ndim == 1)
-        expect(y.ndim == 2 and output_dim in (None, y.shape[1]), f"y of shape (n, output_dim{width})", f"{tuple(y.shape)}{hint}")
-        return
-    expect(y.ndim == 1, "labels of shape (n,), or floating-point y of shape (n, output_dim)", f"{y.dtype} of shape {tuple(y.shape)}")
+        right = y.ndim == 2 and output_dim in (None, y.shape[1])
+        return expect(right, f"y of shape (n, output_dim{width})", f"{tuple(y.shape)}{hint}")
+    wanted = "labels of shape (n,), or floating-point y of shape (n, output_dim)"
+    expect(y.ndim == 1, wanted, f"{y.dtype} of shape {tuple(y.shape)}")
     if output_dim is not None:
         expect(0 <= y.min() and y.max() < output_dim, f"labels in 0 to {output_dim - 1}", f"{y.min()} to {y.max()}")
 
@@ -187,8 +189,8 @@ def check_dataset(
     name:str,                # Which data set, for the message
     ds,                      # A `TensorDataset` of `(x, y)`, or of several inputs and y
     input_dim:int|None=None, # Expected width of x, where x is one tensor; None expects none in particular
-    output_dim:int|None=None # Expected width of y, or number of classes for labels
-) -> TensorDataset:          # `ds`, its labels as int64
+    output_dim:int|None=None # Expected width of y, or number of classes for labels; None as above
+) -> TensorDataset:          # `ds`, with labels as int64
     "Check one data set against the dimensions it should have; raises `ValueError`"
     def expect(ok, what, got):
         if not ok: raise ValueError(f"{name}: expected {what}, got {got}")
@@ -208,11 +210,12 @@ def with_tensors(
     tensors:list        # As many as it has
 ) -> TensorDataset:     # Of the same kind
     "The same data set with other tensors"
-    return DictDataset(dict(zip(ds.names, tensors)), tensors[-1]) if isinstance(ds, DictDataset) else TensorDataset(*tensors)
+    if not isinstance(ds, DictDataset): return TensorDataset(*tensors)
+    return DictDataset(dict(zip(ds.names, tensors)), tensors[-1])
 
 # %% ../nbs/00_data.ipynb #b93847de
 def _make(task, sizes, vec_size, device, seed, options):
-    "Call the task's own function under a seeded global state, and with a seed if it takes one"
+    "Call the task's own function with the global random state seeded, and with a seed if it takes one"
     params = inspect.signature(task.make).parameters
     if not any(p.kind == p.VAR_KEYWORD for p in params.values()):
         for k in options: check_known(f"option of task {task.name!r}", k, list(params)[5:])
@@ -220,16 +223,18 @@ def _make(task, sizes, vec_size, device, seed, options):
     with seeded(seed, device=device): return task.make(*sizes, vec_size, device, **options)
 
 def check_data(
-    made,                # What a task made, or somebody brought
+    made,                # What a task made, or data of your own
     name:str='data',     # For messages
-    sizes:tuple|None=None# Rows expected of each split; None expects none in particular
+    sizes:tuple|None=None# Expected rows of each split; None expects none in particular
 ) -> SyntheticData:      # The same, each set checked
-    "Three splits and their sizes that agree; raises `ValueError`"
+    "Check three splits and their widths; raises `ValueError` where they do not agree"
     if not isinstance(made, tuple) or len(made) != 5:
-        raise ValueError(f"{name}: expected (train, val, test, input_dim, output_dim), got {type(made).__name__} of {len(made) if hasattr(made, '__len__') else 1}")
+        got = f"{type(made).__name__} of {len(made) if hasattr(made, '__len__') else 1}"
+        raise ValueError(f"{name}: expected (train, val, test, input_dim, output_dim), got {got}")
     *splits,input_dim,output_dim = made
-    splits = [check_dataset(f"{name}, {s} set", ds, input_dim, output_dim) for s,ds in zip(('train', 'val', 'test'), splits)]
-    for s,ds,n in zip(('train', 'val', 'test'), splits, sizes or map(len, splits)):
+    kinds = 'train','val','test'
+    splits = [check_dataset(f"{name}, {s} set", ds, input_dim, output_dim) for s,ds in zip(kinds, splits)]
+    for s,ds,n in zip(kinds, splits, sizes or map(len, splits)):
         if len(ds) != n: raise ValueError(f"{name}, {s} set: expected {n} samples, got {len(ds)}")
     return SyntheticData(*splits, input_dim, output_dim)
 
@@ -247,4 +252,5 @@ def create_synthetic_data(
     "Training, validation and test sets for a task; raises `ValueError` on bad input"
     entry = get_task(task)
     sizes = [check_count(n, v) for n,v in dict(size_train=size_train, size_val=size_val, size_test=size_test).items()]
-    return check_data(_make(entry, sizes, check_count('vec_size', vec_size), get_device(device), seed, options), f"task {task!r}", sizes)
+    made = _make(entry, sizes, check_count('vec_size', vec_size), get_device(device), seed, options)
+    return check_data(made, f"task {task!r}", sizes)

@@ -29,10 +29,9 @@ def checked_energy(
 ) -> Tensor:           # `(b,)`
     "The energy, refused with a `ValueError` unless it is one number per row"
     e = energy(x, y)
-    if not isinstance(e, Tensor) or e.shape != y.shape[:1]:
-        got = tuple(e.shape) if isinstance(e, Tensor) else type(e).__name__
-        raise ValueError(f"energy: expected one number per row, shape {tuple(y.shape[:1])}, got {got}")
-    return e
+    if isinstance(e, Tensor) and e.shape == y.shape[:1]: return e
+    got = tuple(e.shape) if isinstance(e, Tensor) else type(e).__name__
+    raise ValueError(f"energy: expected one number per row, shape {tuple(y.shape[:1])}, got {got}")
 
 def slope(
     f:Callable,    # `(b, d_y) -> ()`
@@ -58,7 +57,7 @@ def inner_step(
 
 # %% ../nbs/03_ebt.ipynb #3810a002
 class Trajectory(NamedTuple):
-    "Where a descent went: each tensor has one entry more than there were steps, the first guess first"
+    "The path of a descent: each tensor has one entry more than there were steps, and the first guess is entry 0"
     guesses: Tensor    # `(steps + 1, b, d_y)`
     energies: Tensor   # `(steps + 1, b)`
 
@@ -68,19 +67,20 @@ def descend(
     y0:Tensor,              # First guesses, `(b, d_y)`
     n_steps:int=10,         # Inner steps
     step_size:float=1.,     # α, in units of y² per unit of energy
-    grad_steps:int=1,       # How many of the last steps carry gradients to the weights, where gradients are enabled: 1 is first-order, `n_steps` the full unroll
-    noise:float=0.,         # Standard deviation of what is added to the guess after each step, in units of y; 0 is plain descent
+    grad_steps:int=1,       # Last steps that carry gradients to the weights: 1 is first-order, `n_steps` the unroll
+    noise:float=0.,         # Standard deviation of the noise added after each step, in units of y; 0 adds none
     g:torch.Generator|None=None,   # Source of that noise
-    record:bool=True        # Keep the whole way; False keeps the last guess alone, and no energies
+    record:bool=True        # Keep the whole path; False keeps the last guess alone, and no energies
 ) -> Trajectory:            # Its last guess is the answer
     "Walk the inner loop: gradient descent on the energy with respect to y, at fixed weights"
-    y,way = y0,[y0]
+    y,path = y0,[y0]
     for left in range(n_steps, 0, -1):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and left <= grad_steps): y = inner_step(energy, x, y, step_size)
+        carry = torch.is_grad_enabled() and left <= grad_steps
+        with torch.set_grad_enabled(carry): y = inner_step(energy, x, y, step_size)
         if noise: y = y + noise*torch.randn(y.shape, generator=g, device=y.device, dtype=y.dtype)
-        if record: way.append(y)
+        if record: path.append(y)
     if not record: return Trajectory(y[None], None)
-    return Trajectory(torch.stack(way), torch.stack([checked_energy(energy, x, y) for y in way]))
+    return Trajectory(torch.stack(path), torch.stack([checked_energy(energy, x, y) for y in path]))
 
 # %% ../nbs/03_ebt.ipynb #6d725cf6
 class EnergyFunction(nn.Module):
@@ -103,11 +103,11 @@ class EBT(Encoded):
     "Predicts by descending an energy; one `forward` is the whole inner loop"
     def __init__(self,
         energy:Callable,              # `(x, y) -> (b,)`: an `nn.Module` or any differentiable function
-        output_dim:int,               # Numbers in y; where answers are classes, their number, and y is the logits of a distribution
+        output_dim:int,               # Numbers in y; for classes, their number: y is then their logits
         n_optimization_steps:int=10,  # Inner steps of a prediction
         step_size:float=1.,           # α of the inner loop
-        grad_steps:int=1,             # How many of the last steps carry gradients to the weights: 1 is first-order
-        encoder:nn.Module|None=None   # Reads x, once per prediction; the energy then takes its contexts for x
+        grad_steps:int=1,             # Last steps that carry gradients to the weights in training: 1 is first-order
+        encoder:nn.Module|None=None   # Reads x once per prediction; the energy then gets its output in place of x
     ):
         super().__init__(encoder)
         self.energy,self.output_dim = energy,check_count('output_dim', output_dim)
@@ -136,7 +136,7 @@ def trace(
     y0:Tensor|None=None,       # First guesses, `(b, d_y)`; None draws them
     step_size:float|None=None, # α; None takes the model's own
     seed:int=0,                # Of drawn guesses and of noise
-    noise:float=0.             # Standard deviation of what is added to the guess after each step, in units of y; 0 is plain descent
+    noise:float=0.             # Standard deviation of the noise added after each step, in units of y; 0 adds none
 ) -> Trajectory:               # Guesses and energies along the way
     "The whole path of the inner loop"
     n_steps = model.n_optimization_steps if n_steps is None else check_count('n_steps', n_steps)
@@ -171,37 +171,47 @@ def train_energy_model(
     num_steps:int|None=None,      # Optimizer updates; None is 10,000
     seed:int=0,                   # Of weights, batch order and first guesses
     seeds=None,                   # Several of them, or how many: trains as many models side by side
-    energy:Callable|None=None,    # Your own `(x, y) -> (b,)`, which is copied, or a factory `seed -> energy`; None makes an `EnergyFunction`
-    encoder:Callable|None=None,   # A module that reads x, which is copied, or a factory `seed -> module`; None reads token ids with a `TokenEncoder`
+    energy:Callable|None=None,    # `(x, y) -> (b,)` (copied), or `seed -> energy`; None makes an `EnergyFunction`
+    encoder:Callable|None=None,   # A module that reads x, or `seed -> module`; None: `TokenEncoder` for token ids
     report:Callable|None=print,   # Receives each line of the report; None is quiet
     scoring:Scoring|None=None,    # Loss and metric; None takes what suits the targets
     eval_every:int|None=None,     # Updates between evaluations; None evaluates ten times
     compile:bool|str='auto',      # Compile the updates: True, False, or 'auto' for where it pays
-    callback:Callable|None=None,  # Called as `callback(model, history)` after each evaluation; if it returns False, the run ends there
+    callback:Callable|None=None,  # `callback(model, history)` after each evaluation; if it returns False, the run ends
     progress:bool=True            # Show a progress bar where someone can watch it
 ) -> EBT|list:                    # Trained, with `history` and `test_dataset`; a list for several seeds
     "Train an energy-based model, first-order; raises `ValueError` on bad input"
+    own = dict(energy=energy, latent_dim=latent_dim, n_optimization_steps=n_optimization_steps, step_size=step_size)
+    opts = dict(num_steps=count_updates(num_steps, num_epochs, 10_000), batch_size=batch_size, lr=lr, report=report,
+                scoring=scoring, eval_every=eval_every, compile=compile, callback=callback, progress=progress)
+    return _fit_ebt((train_dataset, val_dataset, test_dataset), input_dim, output_dim, encoder, seed, seeds, own, opts)
+
+# %% ../nbs/03_ebt.ipynb #6d10c9e4
+def _fit_ebt(datasets, input_dim, output_dim, encoder, seed, seeds, own, opts):
+    "What `train_energy_model` does, with its arguments sorted into the model's `own` and the `opts` of `fit`"
     several = seeds is not None and len(seed_list(seeds)) > 1
+    energy,steps,alpha = own['energy'],own['n_optimization_steps'],own['step_size']
     def build(seed, reader, width):
-        own = EnergyFunction(width, output_dim, latent_dim, seed) if energy is None else own_part('energy', energy, seed, several)
-        return EBT(own, output_dim, n_optimization_steps, step_size, encoder=reader)
-    num_steps,datasets = count_updates(num_steps, num_epochs, 10_000),(train_dataset, val_dataset, test_dataset)
-    if report: report(f"First-order: θ-gradients through the last of {n_optimization_steps} inner steps only, step size {step_size:g}")
-    return train_models(build, datasets, input_dim, output_dim, encoder, seed, seeds, num_steps=num_steps, batch_size=batch_size, lr=lr,
-                        report=report, scoring=scoring, eval_every=eval_every, compile=compile, callback=callback, progress=progress)
+        if energy is None: e = EnergyFunction(width, output_dim, own['latent_dim'], seed)
+        else: e = own_part('energy', energy, seed, several)
+        return EBT(e, output_dim, steps, alpha, encoder=reader)
+    line = f"First-order: θ-gradients through the last of {steps} inner steps only, step size {alpha:g}"
+    if opts['report']: opts['report'](line)
+    return train_models(build, datasets, input_dim, output_dim, encoder, seed, seeds, **opts)
 
 # %% ../nbs/03_ebt.ipynb #f2c9b781
 def test_energy_model(
     energy_fn,                           # A trained `EBT`, or any energy `(x, y) -> (b,)`
     n_optimization_steps:int|None=None,  # Inner steps; None takes the model's own, or 10
-    step_size:float|None=None,           # alpha; None takes the model's own, or 1
-    test_dataset:TensorDataset|None=None,# `(x, y)`; None takes the one the model was trained beside
+    step_size:float|None=None,           # α; None takes the model's own, or 1
+    test_dataset:TensorDataset|None=None,# `(x, y)`; None takes the one attached to the model
     seed:int=0                           # Of the first guesses
-) -> float:                              # The metric it was trained with; for another energy mean squared error, or accuracy for labels
+) -> float:                              # The metric of its training; for other energies MSE, or accuracy for labels
     "How well descending an energy predicts a test set; raises `ValueError` when there is no test set"
     if test_dataset is None: test_dataset = getattr(energy_fn, 'test_dataset', None)
     if test_dataset is None:
-        raise ValueError("test_dataset: expected a TensorDataset of (x, y), since this energy was not trained beside one; got None")
+        raise ValueError("test_dataset: expected a TensorDataset of (x, y), since this energy was not trained "
+                         "beside one; got None")
     y,pick = inputs_and_targets(test_dataset)[1],lambda given,default: default if given is None else given
     own = energy_fn
     if not isinstance(own, EBT): own = EBT(energy_fn, y.shape[-1] if y.is_floating_point() else 1 + int(y.max()))
