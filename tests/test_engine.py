@@ -330,7 +330,7 @@ def test_ctrl_c_in_the_first_of_several_groups(monkeypatch):
     cost = update_work(made(BUILD['ffn'], 0), *splits()[0].tensors, BATCH, F.mse_loss).bytes
     monkeypatch.setattr(training, 'free_memory', lambda device: 2*cost)   # one seed at a time
     def stop(*_): raise KeyboardInterrupt
-    models = training.train_models(BUILD['ffn'], splits(), seeds=[0, 1], num_steps=2, batch_size=BATCH, compile=False, callback=stop)
+    models = training.train_models(lambda s,*_: BUILD['ffn'](s), splits(), seeds=[0, 1], num_steps=2, batch_size=BATCH, compile=False, callback=stop)
     assert models[0].history.status == 'interrupted'
 
 def test_double_precision_without_a_default():
