@@ -24,11 +24,13 @@ from .serve import explore_command
 # %% ../nbs/cli.ipynb #8cdd9d8a
 @contextmanager
 def endable(
-    again:Callable=end   # Handles a second signal; the usual one ends the process at once
+    again:Callable=end   # Handles a second signal; `end` ends the process at once
 ):
-    "Within the block Ctrl-C, SIGTERM, and the SIGHUP of a closed terminal raise `KeyboardInterrupt`, unless somebody has other plans for them"
-    usual = {signal.SIGINT: (signal.default_int_handler, end)} | {getattr(signal, s, signal.SIGTERM): (signal.SIG_DFL,) for s in ('SIGTERM', 'SIGHUP')}
-    before = {s: h for s in usual if (h := signal.getsignal(s)) in usual[s]} if threading.current_thread() is threading.main_thread() else {}
+    "Turn Ctrl-C, SIGTERM and SIGHUP into `KeyboardInterrupt` within the block, unless they have other handlers"
+    usual = {signal.SIGINT: (signal.default_int_handler, end), signal.SIGTERM: (signal.SIG_DFL,)}
+    if hasattr(signal, 'SIGHUP'): usual[signal.SIGHUP] = signal.SIG_DFL,       # of a closed terminal; not on Windows
+    if threading.current_thread() is not threading.main_thread(): usual = {}   # other threads cannot set handlers
+    before = {s: h for s in usual if (h := signal.getsignal(s)) in usual[s]}
     def stop(*_):
         for s in before: signal.signal(s, again)
         raise KeyboardInterrupt
@@ -37,22 +39,29 @@ def endable(
     finally:
         for s,h in before.items(): signal.signal(s, h)
 
+# %% ../nbs/cli.ipynb #768a503d
 def _prepare():
-    "Standard output and error that take every character, also where there are none, as under `pythonw`; and leave to run without a folder for temporary files"
+    "Let standard output and error take every character, and let PyTorch start without a temporary folder"
     try: tempfile.gettempdir()
-    except OSError: os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', os.path.dirname(__file__))    # PyTorch wants a folder at once, though it writes only when it compiles
+    except OSError: os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', os.path.dirname(__file__))   # used only to compile
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)
-        if stream is None: setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
+        if stream is None: setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))   # as under `pythonw`
         elif hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
 
 def _drop_output():
-    "Send standard output nowhere if it cannot be written, so that Python does not try again at its end"
+    "Discard standard output if it cannot be written, so that Python does not try again when it exits"
     try: sys.stdout.flush()
     except OSError:
         with open(os.devnull, 'wb') as nowhere: os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
-# %% ../nbs/cli.ipynb #2efed644
+def _parser_of(command, prog, epilog=None):
+    "A parser that raises `ValueError`"
+    def refuse(message): raise ValueError(message)
+    parser = anno_parser(command, prog=prog)
+    parser.epilog,parser.error = epilog,refuse
+    return parser
+
 def _given(parser, argv, rest):
     "Arguments as a dict"
     given,unknown = parser.parse_known_args(argv)
@@ -60,19 +69,17 @@ def _given(parser, argv, rest):
     given = {k: v for k,v in vars(given).items() if k not in ('pdb', 'xtra', 'rest')}
     return given | dict(rest=unknown) if rest else given
 
+# %% ../nbs/cli.ipynb #2efed644
 def run_command(
-    command:Callable,          # A function whose docments are the help
-    prog:str,                  # How it is called, e.g. 'ebt_toy listops'
+    command:Callable,          # A function; its docments are the help
+    prog:str,                  # Name of the command, e.g. 'ebt_toy listops'
     argv:list[str]|None,       # Arguments; None takes those of the process
-    done:Callable,             # Called with what `command` returned; gives the exit code
+    done:Callable,             # Called with the result of `command`; returns the exit code
     epilog:str|None=None,      # Last lines of the help
-    rest:bool=False            # Pass arguments that the parser does not know on, as `rest`
-) -> int:                      # Exit code: that of `done`, or one of those in the table above
-    "Run a function as a command, which ends in one line whatever happens"
-    parser = anno_parser(command, prog=prog)
-    parser.epilog = epilog
-    def refuse(message): raise ValueError(message)
-    parser.error = refuse
+    rest:bool=False            # Pass on arguments that the parser does not know, as `rest`
+) -> int:                      # Exit code: that of `done`, or one of those above
+    "Run a function as a command; an error ends it with one line"
+    parser = _parser_of(command, prog, epilog)
     _prepare()
     try:
         with endable():
@@ -104,19 +111,20 @@ def parse_config(
 def parse_settings(
     rest:list[str]   # What the parser did not know, e.g. ['--hidden', '3', '--mine_config', 'a=1']
 ) -> dict:           # Setting -> value, `<name>_config` as a dict
-    "Settings of any registered model; `run_main` refuses those that no model has. Raises `ValueError` for anything else"
+    "Settings of any registered model, not checked yet; raises `ValueError` unless they come in pairs"
     settings,given = {},[part for r in rest for part in (r.split('=', 1) if r.startswith('--') else [r])]
     for key,value in zip(given[::2], [*given[1::2], None]):
         if not key.startswith('--') or value is None or value.startswith('--'):
             raise ValueError(f"expected --setting value pairs, got {' '.join(rest)}")
         key = key[2:]
-        settings[key] = parse_config(value) if key.endswith('_config') else next(iter(parse_config(f'v={value}').values()))
+        settings[key] = parse_config(value) if key.endswith('_config') else parse_config(f'v={value}')['v']
     return settings
 
+# %% ../nbs/cli.ipynb #8eccdcae
 def import_file(
     path   # A Python file that registers tasks or models
 ):         # The module
-    "Run a file of the user's; raises `ValueError` where there is none"
+    "Run a Python file; raises `ValueError` if it does not exist"
     path = user_path(path, 'module')
     if not path.is_file(): raise ValueError(f"module: expected a Python file, got {str(path)!r}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -124,17 +132,37 @@ def import_file(
     spec.loader.exec_module(module)
     return module
 
-# %% ../nbs/cli.ipynb #902be945
 def _steady(lost):
-    "A report that outlives its output: the error of a closed pipe or a full disk goes to `lost`, and the run goes on"
+    "A report that collects its first error in `lost` (a closed pipe, a full disk), so that the run goes on"
     def report(line):
         try: lost or tell(line, flush=True)
         except OSError as e: lost.append(e)
     return report
 
-def _keep(results, folder, report):
-    "Save what was trained; where nothing was, leave the folder as it is"
-    if any(len(r['history']) for r in results.values()): report(f"Saved to {insist(results, lambda: save_results(results, folder))}")
+def _save_trained(results, folder, report):
+    "Save what was trained, if anything was"
+    if not any(len(r['history']) for r in results.values()): return
+    report(f"Saved to {insist(results, lambda: save_results(results, folder))}")
+
+# %% ../nbs/cli.ipynb #28aa80be
+def _run_options(rest, model_type, compile, task_options, ebt_config, ffn_config, **given):
+    "Arguments of `run_main`, from those of `command`"
+    names = model_type.split(',') if ',' in model_type else model_type
+    texts = dict(ebt_config=ebt_config, ffn_config=ffn_config, task_options=task_options)
+    given |= {k: parse_config(v) for k,v in texts.items()}
+    given |= dict(model_type=names, compile={'yes': True, 'no': False}.get(compile, compile))
+    return given | parse_settings(rest)
+
+def _train_and_save(module, save, quiet, **given):
+    "Run `command` with its parameters as keywords"
+    if module is not None: import_file(module)
+    options,lost = _run_options(**given),[]
+    if save is not None: prepare_saving(save)
+    report = partial(tell, flush=True) if save is None else _steady(lost)
+    results = run_main(report=report, progress=not quiet, **options)
+    if save is not None: _save_trained(results, save, _steady(lost))
+    if lost: raise lost[0]
+    return results
 
 # %% ../nbs/cli.ipynb #991fca00
 def command(
@@ -154,29 +182,18 @@ def command(
     task_options:str='',            # Options of the task, as key=value,key=value; e.g. ood=length for listops
     ebt_config:str='',              # Settings of the EBT alone, as key=value,key=value
     ffn_config:str='',              # Settings of the FFN alone, as key=value,key=value
-    seed:int=0,                     # Of data, weights, batch order and first guesses
+    seed:int=0,                     # Of data, weights, batch order and initial guesses
     seeds:int=None,                 # Train each model with this many seeds, side by side
-    compile:str='auto',             # Compile the updates: yes, no, or auto for where it pays
-    device:str=None,                # cpu, cuda, ...; left out: CUDA when there is one
-    eval_every:int=None,            # Updates between evaluations; left out: ten evaluations
+    compile:str='auto',             # Compile the updates: yes, no, or auto (if it pays)
+    device:str=None,                # cpu, cuda, ...; by default CUDA if there is one
+    eval_every:int=None,            # Updates between evaluations; by default ten evaluations
     save:str=None,                  # Folder for settings, histories and figure
-    module:str=None,                # Python file that registers tasks or models of your own; it is run first
+    module:str=None,                # Python file that runs first, e.g. to register your own tasks or models
     quiet:bool=False,               # No progress bars
     rest=()                         # Further settings of any model, as --setting value pairs
 ) -> Results:                       # What `run_main` returned
     "Train an energy-based model and a feedforward network on a task and compare them out of distribution"
-    if module is not None: import_file(module)
-    names = model_type.split(',') if ',' in model_type else model_type
-    settings = dict(num_steps=num_steps, num_epochs=num_epochs, n_optimization_steps=n_optimization_steps, step_size=step_size,
-                    latent_dim=latent_dim, batch_size=batch_size, lr=lr, ebt_config=parse_config(ebt_config), ffn_config=parse_config(ffn_config))
-    settings,lost = settings | parse_settings(rest),[]
-    if save is not None: prepare_saving(save)
-    results = run_main(task, vec_size, size_train, size_val, size_test, names, seed=seed, device=device, eval_every=eval_every, seeds=seeds,
-                       compile={'yes': True, 'no': False}.get(compile, compile), task_options=parse_config(task_options), progress=not quiet,
-                       report=partial(tell, flush=True) if save is None else _steady(lost), **settings)
-    if save is not None: _keep(results, save, _steady(lost))
-    if lost: raise lost[0]
-    return results
+    return _train_and_save(**locals())
 
 # %% ../nbs/cli.ipynb #bf30a9a1
 def listops_main(
@@ -189,47 +206,34 @@ def listops_main(
     return run_command(listops_command, 'ebt_toy listops', argv, done)
 
 # %% ../nbs/cli.ipynb #be632b3f
-@contextmanager
-def _endable():
-    "SIGTERM, and SIGHUP of a closed terminal, raise `KeyboardInterrupt` as Ctrl-C does, unless somebody has other plans for them"
-    both = {signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)} if threading.current_thread() is threading.main_thread() else set()
-    ours = [s for s in both if signal.getsignal(s) is signal.SIG_DFL]
-    for s in ours: signal.signal(s, signal.default_int_handler)
-    try: yield
-    finally:
-        for s in ours: signal.signal(s, signal.SIG_DFL)
-
 def explore_main(
     argv:list[str]|None=None   # Arguments after `ebt_toy explore`; None takes those of the process
 ) -> int:                      # Exit code: 0 after Ctrl-C, 1 when the server fails, 2 for bad input
     "The command `ebt_toy explore`"
-    parser = anno_parser(explore_command, prog='ebt_toy explore')
-    def refuse(message): raise ValueError(message)
-    parser.error = refuse
+    parser = _parser_of(explore_command, 'ebt_toy explore')
     try:
-        given = vars(parser.parse_args(argv))
-        with _endable(): explore_command(**{k: given[k] for k in ('port', 'browser', 'base_url')})
+        with endable(signal.default_int_handler): explore_command(**_given(parser, argv, False))
     except KeyboardInterrupt: return 0
     except (ValueError, RuntimeError, OSError) as e:
         print(f"ebt_toy explore: {e}", file=sys.stderr)
         return 1 if isinstance(e, RuntimeError) else 2
 
 # %% ../nbs/cli.ipynb #91f36319
-_EPILOG = """'ebt_toy explore' shows the explorer as a page; 'ebt_toy listops --help' shows how to write ListOps data sets to files.
-Any other setting of a registered model is taken as --setting value, and <name>_config for one model alone.
+_EPILOG = """'ebt_toy explore' shows the explorer as a page; 'ebt_toy listops' writes ListOps data sets to files.
+Any other setting of a registered model works as --setting value, and --<name>_config is for one model alone.
 Exit codes: 0, 1 when a model diverged, 2 for bad input, 3 where a file cannot be written, 130 after Ctrl-C or SIGTERM
 (what is trained by then is reported and saved), 141 when nobody reads the output any more."""
 
 def _exit_code(results):
-    "0, or 1 when a model diverged; an interrupted run ends as such"
+    "0, or 1 when a model diverged; raises `KeyboardInterrupt` for an interrupted run"
     if results.interrupted: raise KeyboardInterrupt
     return int(any(r['status'] == 'diverged' for r in results.values()))
 
 def main(
     argv:list[str]|None=None   # Arguments; None takes those of the process
 ) -> int:                      # Exit code: 0, 1 when a model diverged, or one of those of `run_command`
-    "The command `ebt_toy`; with `listops` as its first word the one that writes ListOps files, with `explore` the one that serves the explorer"
+    "The command `ebt_toy`, and `ebt_toy listops` and `ebt_toy explore`"
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ['listops']: return listops_main(argv[1:])
-    if argv[:1] != ['explore']: return run_command(command, 'ebt_toy', argv, _exit_code, _EPILOG, rest=True)
-    with endable(signal.default_int_handler): return explore_main(argv[1:])   # which ends its server itself
+    if argv[:1] == ['explore']: return explore_main(argv[1:])
+    return run_command(command, 'ebt_toy', argv, _exit_code, _EPILOG, rest=True)

@@ -3,6 +3,8 @@ import json, os, signal, subprocess, sys
 
 import pytest
 
+from ebt_toy.cli import explore_main, listops_main, main
+
 SMALL = '--size_train 200 --vec_size 2 --latent_dim 16'.split()
 
 def run(*args, hash_seed='0', **kwargs):
@@ -74,3 +76,23 @@ def test_installed_command():
     assert done.returncode == 0
     for option in ('--task', '--model_type', '--num_steps', '--n_optimization_steps', '--step_size', '--save', '--seed', '--device'):
         assert option in done.stdout
+
+@pytest.mark.parametrize('line', ['--task addd', '--num_steps 0', '--lr -1 --model_type ebt', '--vec_size x', '--ebt_config stepsize=1', '--step_size 1 --model_type ffn',
+                                  '--device abacus', '--ffn_config lr', '--nonsense 1', '--seeds 0', '--compile maybe'])
+def test_bad_values_in_this_process(capsys, line):
+    assert main(line.split()) == 2
+    out,err = capsys.readouterr()
+    assert out == '' and err.count('\n') == 1
+
+def test_listops_in_this_process(capsys, tmp_path):
+    args = f'{tmp_path}/new --size_train 30 --size_val 5 --size_test 5 --min_length 5 --max_length 30 --format nangia --no_parens --quiet'.split()
+    assert listops_main(args) == 0
+    assert capsys.readouterr() == (''.join(f'{tmp_path}/new/{s}.tsv: {n} expressions\n' for s,n in [('train', 30), ('val', 5), ('test', 5)]), '')
+    assert listops_main(args) == 2                               # they are there now
+    capsys.readouterr()
+    assert listops_main('nowhere --format tsv'.split()) == 2
+    assert capsys.readouterr().err == "ebt_toy listops: unknown format 'tsv' (known: lra, nangia)\n"
+    assert listops_main('nowhere --max_args many'.split()) == 2
+
+def test_explore_refuses_a_port_that_is_no_number(capsys):
+    assert explore_main(['--port', 'eight']) == 2 and "invalid int value: 'eight'" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from ebt_toy import EBT, EnergyFunction, FeedForward, engine, fit, training, update
-from ebt_toy.update import BLOCK, draws
+from ebt_toy.update import BLOCK, draws, group_order, length_groups, mlp, prepared, row_lengths, transformed
 from ebt_toy.engine import adam_, adam_scales, compile_update, stacked, update_work, updates
 
 N,D_X,D_Y,BATCH,LR = 40,3,2,8,1e-2
@@ -330,7 +330,7 @@ def test_ctrl_c_in_the_first_of_several_groups(monkeypatch):
     cost = update_work(made(BUILD['ffn'], 0), *splits()[0].tensors, BATCH, F.mse_loss).bytes
     monkeypatch.setattr(training, 'free_memory', lambda device: 2*cost)   # one seed at a time
     def stop(*_): raise KeyboardInterrupt
-    models = training.train_models(BUILD['ffn'], splits(), seeds=[0, 1], num_steps=2, batch_size=BATCH, compile=False, callback=stop)
+    models = training.train_models(lambda s,*_: BUILD['ffn'](s), splits(), seeds=[0, 1], num_steps=2, batch_size=BATCH, compile=False, callback=stop)
     assert models[0].history.status == 'interrupted'
 
 def test_double_precision_without_a_default():
@@ -340,3 +340,40 @@ def test_double_precision_without_a_default():
 def test_a_callback_may_take_gradients():
     def norm(models, history): F.mse_loss(models[0](splits()[0].tensors[0]), splits()[0].tensors[1]).backward()
     run(models_of('ffn', [0, 1]), [0, 1], callback=norm)
+
+# Batches, guesses and groups
+
+def test_an_mlp_depends_on_its_seed():
+    assert torch.equal(mlp(20, 10)[0].weight, mlp(20, 10)[0].weight) and not torch.equal(mlp(20, 10, seed=1)[0].weight, mlp(20, 10)[0].weight)
+
+def test_draws_cover_the_data_and_repeat():
+    class Noisy(nn.Linear):
+        def initial_guess(self, n, g): return torch.randn(n, self.out_features, generator=g)
+    rows,noise = next(draws(Noisy(20, 10), 4096, 128, seed=0))
+    assert rows.shape == (64, 128) and noise.shape == (64, 128, 10)
+    assert torch.equal(rows.flatten()[:4096].sort().values, torch.arange(4096))
+    again = next(draws(Noisy(20, 10), 4096, 128, seed=0))
+    assert torch.equal(again[0], rows) and torch.equal(again[1], noise)
+    assert abs(noise.std() - 1) < 0.01
+
+def test_prepared_and_transformed():
+    class Doubling(nn.Module):
+        def prepare(self, x): return 2*x
+        def forward(self, x):
+            self.seen = transformed()
+            return x.sum(-1)
+    model = Doubling()
+    assert [prepared(m, torch.ones(1)).item() for m in (model, nn.Linear(1, 1))] == [2, 1]
+    for f,seen in [(model, False), (torch.func.vmap(model), True), (torch.func.grad(lambda x: model(x).sum()), True)]:
+        f(torch.ones(2, 1))
+        assert model.seen is seen
+
+def test_groups_of_texts_are_whole():
+    lengths = (5 + 395*torch.rand(1000, generator=torch.Generator().manual_seed(0))**2).long()
+    texts = (torch.arange(400) < lengths[:, None]).long()*(1 + torch.arange(1000)[:, None])   # text i repeats the token i + 1
+    groups = length_groups(texts, torch.arange(1000), 64)
+    assert torch.equal(torch.cat([y for _,y in groups]).sort().values, torch.arange(1000))    # every text is in one group, whole, with its label
+    for x,y in groups: assert torch.equal(x[:, 0], 1 + y) and torch.equal(row_lengths(x), lengths[y])
+    assert sorted(islice(group_order(8), 16)) == sorted(2*list(range(8)))
+    padding = lambda tensors: 1 - sum(row_lengths(t).sum().item() for t in tensors)/sum(t.numel() for t in tensors)
+    assert padding([texts]) > 0.5 and padding([x for x,_ in groups]) < 0.2

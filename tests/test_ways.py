@@ -349,7 +349,7 @@ def test_where_nothing_would_be_learned(place):
 
 def test_shared_models_are_refused():
     model = member('net', 0, torch.float64)
-    with pytest.raises(ValueError, match='models: expected weights of its own for every seed'): fit([model, model], *splits(), seeds=2, num_steps=2, progress=False)
+    with pytest.raises(ValueError, match='models: expected separate weights for every seed'): fit([model, model], *splits(), seeds=2, num_steps=2, progress=False)
 
 def test_the_report_says_what_happened(monkeypatch):
     def fail(*args): raise RuntimeError('no compiler here')
@@ -358,3 +358,27 @@ def test_the_report_says_what_happened(monkeypatch):
     with pytest.warns(UserWarning, match='training goes on uncompiled, since the update could not be compiled: RuntimeError no compiler here'):
         history = fit(member('net', 0, torch.float64), *splits(), num_steps=2, compile=True, report=lines.append, progress=False)
     assert history.settings['compile'] is False and 'Not compiled: the update could not be compiled: RuntimeError no compiler here' in lines
+
+# What stands in the way
+
+def way(*models, **options):
+    x,y = data(0, torch.float32)
+    return choose_way(list(models), x, y, BATCH, F.mse_loss, list(range(len(models))), **options)
+
+@pytest.mark.parametrize('models, options, message', [
+    ([mlp(D_X, D_Y, 8), mlp(D_X, D_Y, 9)], {}, 'expected the same architecture and precision for every seed'),
+    ([nn.Identity()], dict(compile=True), 'expected trainable weights, got none'),
+    ([nn.Sequential(nn.Linear(D_X, D_Y), nn.Dropout()) for _ in range(2)], {}, 'expected no draws from the global random state'),
+    ([nn.Sequential(nn.Linear(D_X, D_Y), nn.BatchNorm1d(D_Y))], dict(compile=True), 'but forward changes model.1.running_mean')], ids=['different', 'identity', 'dropout', 'batchnorm'])
+def test_refusals_of_a_fast_way(models, options, message):
+    with pytest.raises(ValueError, match=message): way(*models, **options)
+
+def test_why_several_seeds_train_one_after_another():
+    assert way(member('counter', 0, torch.float32), member('counter', 1, torch.float32)).why == 'forward changes model.t'
+    assert way(*(nn.Sequential(nn.Linear(D_X, D_Y), nn.LayerNorm(D_Y, eps=e)) for e in (1e-5, 1e-6))).why == 'model.1.eps is not the same for every seed'
+
+def test_one_warning_where_the_control_flow_depends_on_data():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        with closing(updates([member('branch', 0, torch.float32)], *data(0, torch.float32), BATCH, LR, F.mse_loss, [0], compile=True)) as stream: list(islice(stream, 3))
+    assert len(caught) == 1 and 'training goes on uncompiled' in str(caught[0].message)
