@@ -212,6 +212,10 @@ def train_energy_model(
     energy:Callable|str|None=None,# `(x, y) -> (b,)` (copied), `seed -> energy`, or a registered name; None is 'mlp'
     encoder:Callable|None=None,   # A module that reads x, or `seed -> module`; None: `TokenEncoder` for token ids
     report:Callable|None=print,   # Receives each line of the report; None is quiet
+    schedule:str='constant',      # Learning rate over the run: 'constant', or 'cosine' down to 0
+    warmup:int=0,                 # Updates over which it rises first
+    clip:float|None=None,         # Largest norm of the gradient of a model; None clips nothing
+    weight_decay:float=0.,        # Of AdamW, decoupled; 0 is plain Adam
     scoring:Scoring|None=None,    # Loss and metric; None takes what suits the targets
     eval_every:int|None=None,     # Updates between evaluations; None evaluates ten times
     compile:bool|str='auto',      # Compile the updates: True, False, or 'auto' for where it pays
@@ -221,7 +225,8 @@ def train_energy_model(
     "Train an energy-based model, first-order; raises `ValueError` on bad input"
     own = dict(energy=energy, latent_dim=latent_dim, n_optimization_steps=n_optimization_steps, step_size=step_size)
     opts = dict(num_steps=count_updates(num_steps, num_epochs, 10_000), batch_size=batch_size, lr=lr, report=report,
-                scoring=scoring, eval_every=eval_every, compile=compile, callback=callback, progress=progress)
+                schedule=schedule, warmup=warmup, clip=clip, weight_decay=weight_decay, scoring=scoring,
+                eval_every=eval_every, compile=compile, callback=callback, progress=progress)
     return _fit_ebt((train_dataset, val_dataset, test_dataset), input_dim, output_dim, encoder, seed, seeds, own, opts)
 
 # %% ../nbs/03_ebt.ipynb #6d10c9e4

@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from .core import random_states, random_states_kept
-from .update import (BLOCK, UNTRAINABLE, Work, as_read, count_work, device_of, group_order, input_streams,
+from .update import (BLOCK, UNTRAINABLE, Work, as_adam, as_read, count_work, device_of, group_order, input_streams,
                             length_groups, mode, plain_updates, rows_of)
 
 # %% ../nbs/engine/03_engine.ipynb #ad010323
@@ -59,14 +59,17 @@ def stacked(
 BETAS,EPS = (0.9, 0.999),1e-8   # Decay of Adam's two means; what keeps its division finite
 
 def adam_scales(
-    lr:float,       # Learning rate
+    lr,             # Learning rate, or `Adam`
     first:int,      # Number of the first update of the block, from 1
     like:Tensor,    # Has the precision and the device of the result
     n:int=BLOCK     # Updates in the block
-) -> Tensor:        # `(n, 2)`: lr/(1 − β₁ᵗ) and 1/√(1 − β₂ᵗ)
+) -> Tensor:        # `(n, 2)`: lr/(1 − β₁ᵗ) and 1/√(1 − β₂ᵗ); with weight decay a third column, lr·decay
     "Adam's step sizes, bias corrections included, for a block of updates"
     t = torch.arange(first, first + n, dtype=torch.float64)
-    return torch.stack([lr/(1 - BETAS[0]**t), (1 - BETAS[1]**t).rsqrt()], dim=1).to(like)
+    adam = as_adam(lr)
+    rates = adam.rates(t)
+    scales = [rates/(1 - BETAS[0]**t), (1 - BETAS[1]**t).rsqrt(), *[rates*adam.weight_decay]*(adam.weight_decay > 0)]
+    return torch.stack(scales, dim=1).to(like)
 
 def adam_(
     theta:Tensor,   # Weights; changed in place, like the next two
@@ -78,6 +81,7 @@ def adam_(
     "One Adam update, elementwise, on tensors of any shape and memory layout"
     m.lerp_(grad, 1 - BETAS[0])
     v.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
+    if len(scales) > 2: theta.mul_(1 - scales[2])
     theta.sub_(scales[0]*m/(v.sqrt()*scales[1] + EPS))
 
 
@@ -93,7 +97,7 @@ def _functional(model, loss):
         return loss(functional_call(model, given, (as_read(x), *guess), tie_weights=False), y)
     return one,len(fixed)
 
-def _update_for(model, loss, n, x):
+def _update_for(model, loss, n, x, clip=None):
     "One update of `n` models like `model`, for inputs structured like `x`, as a function of tensors only"
     (one,n_fixed),structure = _functional(model, loss),tree_structure(x)
     k = structure.num_leaves
@@ -104,6 +108,7 @@ def _update_for(model, loss, n, x):
             alone = theta[0],[f[0] for f in values],rows_of(x, rows[0]),y[rows[0]],*(z[0] for z in guess)
             grad,value = (z[None] for z in grad_and_value(one)(*alone))
         else: grad,value = vmap(grad_and_value(one))(theta, values, rows_of(x, rows), y[rows], *guess)
+        if clip: grad = grad*(clip/(grad.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
         adam_(theta, m, v, grad, scales)
         return [value]
     return update
@@ -225,12 +230,12 @@ def _flat_row(tensors): return torch.cat([t.detach().flatten() for t in tensors]
 def _grads(model):
     return _flat_row([torch.zeros_like(p) if p.grad is None else p.grad for p in _trainable(model).values()])
 
-def _records(models, groups, batch_size, loss, seeds):
+def _records(models, groups, batch_size, loss, seeds, adam):
     "A plain update of each group, and at least two; changes the models"
     order,drawn = list(islice(group_order(len(groups)), max(2, len(groups)))),[]
     def noted(stream): yield from (drawn.append(z) or z for z in stream)
     inputs = [noted(z) for z in input_streams(models, groups, batch_size, seeds)]
-    stream = plain_updates(models, groups, 1e-3, loss, inputs, iter(order))
+    stream = plain_updates(models, groups, adam, loss, inputs, iter(order))
     for i in order:
         theta = torch.stack([_flat_row(_trainable(m).values()) for m in models])
         losses = torch.stack(next(stream)).detach()
@@ -243,12 +248,12 @@ def _differ(a, b, sizes):
     apart,size = (torch.stack([p.norm(dim=1) for p in t.split(sizes, dim=1)]) for t in (a - b, b))
     return bool((apart > tol*(size + 0.01*b.norm(dim=1))).any())      # NaN does not count: training will stop at it
 
-def _misfit(runs, models, groups, records):
+def _misfit(runs, models, groups, records, adam):
     "What differs from plain updates: 'losses', 'gradients' or None"
     sizes,fixed = [p.numel() for p in _trainable(models[0]).values()],_fixed_values(models)
     for r in records:
         state = [r.theta.clone(), torch.zeros_like(r.theta), torch.zeros_like(r.theta)]
-        args = [*state, *tree_leaves(groups[r.group]), *fixed, adam_scales(1e-3, 1, r.theta, 1)[0], *r.inputs]
+        args = [*state, *tree_leaves(groups[r.group]), *fixed, adam_scales(adam, 1, r.theta, 1)[0], *r.inputs]
         value, = runs[r.group](*args)
         if _differ(value[:, None], r.loss[:, None].to(value), [1]): return "losses"
         if _differ(state[1]/(1 - BETAS[0]), r.grad, sizes): return "gradients"
@@ -303,12 +308,12 @@ class Way(NamedTuple):
 
 def _in_a_line(e): return ' '.join([type(e).__name__, *str(e).strip().splitlines()[:1]])[:160]
 
-def _fast_runs(update, groups, models, record, compile):
+def _fast_runs(update, groups, models, record, compile, adam):
     "The update for each group, compiled if asked for and possible; and why not"
     if not compile: return [update]*len(groups),None
     theta,fixed = record.theta,_fixed_values(models)
     state = [theta, torch.zeros_like(theta), torch.zeros_like(theta)]
-    example = adam_scales(1e-3, 1, theta, 1)[0],*record.inputs
+    example = adam_scales(adam, 1, theta, 1)[0],*record.inputs
     try: return [compile_update(update, [*state, *tree_leaves(g), *fixed, *example]) for g in groups],None
     except Exception as e: why = f"the update could not be compiled: {_in_a_line(e)}"
     warnings.warn(f"training goes on uncompiled, since {why}", stacklevel=2)
@@ -322,7 +327,8 @@ def choose_way(
     batch_size:int,          # Samples per update
     loss:Callable,           # `(prediction, target) -> scalar`
     seeds:list,              # Of batch order and initial guesses, one per model
-    compile:bool|str=False   # Compile the updates: True, False, or 'auto' if that changes nothing
+    compile:bool|str=False,  # Compile the updates: True, False, or 'auto' if that changes nothing
+    lr=1e-3                  # Learning rate, or `Adam`
 ) -> Way:                    # How to train them
     """The fastest way that gives the results of the plain one. Raises `ValueError` where `compile=True` would not,
     and for models that cannot train side by side"""
@@ -330,11 +336,11 @@ def choose_way(
     groups = length_groups(x, y, batch_size)
     if len(models) == 1 and not compile: return Way(groups, None, False, None, [])
     with random_states_kept(device_of(x)), mode(models, True):
-        runs,compiled,why = _examined(models, groups, batch_size, loss, seeds, compile, device_of(x))
+        runs,compiled,why = _examined(models, groups, batch_size, loss, seeds, compile, device_of(x), lr)
     return Way(groups, runs, compiled, why, list(map(_facts, models)))
 
 # %% ../nbs/engine/03_engine.ipynb #403451f1
-def _examined(models, groups, batch_size, loss, seeds, compile, device):
+def _examined(models, groups, batch_size, loss, seeds, compile, device, lr):
     "Runs for each group (None is the plain way), whether they are compiled, and what prevented a faster way"
     def plain(why):
         if compile is not True: return None,False,why
@@ -343,15 +349,16 @@ def _examined(models, groups, batch_size, loss, seeds, compile, device):
     if why := _why_plain(models): return plain(why)
     try: copies = copy.deepcopy(models)
     except Exception as e: return plain(f"the model cannot be copied ({type(e).__name__})")
-    def make(): return list(_records(copies, groups, batch_size, loss, seeds))
+    adam = as_adam(lr)._replace(lr=1e-3)
+    def make(): return list(_records(copies, groups, batch_size, loss, seeds, adam))
     with torch.enable_grad(): records,why = _side_effect(copies, make, loss, device)
     if why: return plain(why)
     before = _facts(copies[0])
-    def update_for(model): return _update_for(model, loss, len(models), groups[0][0])
+    def update_for(model): return _update_for(model, loss, len(models), groups[0][0], adam.clip)
     with torch.no_grad():
-        runs,failed = _fast_runs(update_for(copies[0]), groups, models, records[0], compile)
+        runs,failed = _fast_runs(update_for(copies[0]), groups, models, records[0], compile, adam)
         if failed and len(models) == 1: return None,False,failed
-        try: misfit = _misfit(runs, models, groups, records)
+        try: misfit = _misfit(runs, models, groups, records, adam)
         except Exception as e: return plain(f"`torch.func` cannot run it: {_in_a_line(e)}")
     if misfit: return plain(f"its {misfit} would differ from those of plain updates")
     if place := _changed(before, _facts(copies[0])): return plain(f"weights that are passed in change {place}")
@@ -403,14 +410,14 @@ def updates(
     x,                  # `(n, d_x)`: vectors, or rows of token ids padded with zeros; or a structure of tensors
     y:Tensor,           # `(n, d_y)`, or `(n,)` labels
     batch_size:int,     # Samples per update
-    lr:float,           # Adam's learning rate
+    lr,                 # Learning rate, or `Adam`
     loss:Callable,      # `(prediction, target) -> scalar`
     seeds:list,         # Of batch order and initial guesses, one per model
     compile:bool|str=False,  # Compile the update: True, False, or 'auto' if that changes nothing
     way:Way|None=None   # From `choose_way`; None chooses
 ):                      # Yields after each update of all models, without end; close it when done
     "Adam updates, one at a time; raises `ValueError` as `choose_way` does"
-    way = choose_way(models, x, y, batch_size, loss, seeds, compile) if way is None else way
+    way = choose_way(models, x, y, batch_size, loss, seeds, compile, lr) if way is None else way
     inputs,turn = input_streams(models, way.groups, batch_size, seeds),iter(group_order(len(way.groups)))
     if way.runs is None: return plain_updates(models, way.groups, lr, loss, inputs, turn)
     return _side_by_side(models, way, lr, loss, inputs, turn)

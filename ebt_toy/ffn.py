@@ -53,6 +53,10 @@ def train_feedforward(
     seeds=None,                   # Several of them, or how many: trains as many models side by side
     encoder:Callable|None=None,   # A module that reads x, or `seed -> module`; None: `TokenEncoder` for token ids
     report:Callable|None=print,   # Receives each line of the report; None is quiet
+    schedule:str='constant',      # Learning rate over the run: 'constant', or 'cosine' down to 0
+    warmup:int=0,                 # Updates over which it rises first
+    clip:float|None=None,         # Largest norm of the gradient of a model; None clips nothing
+    weight_decay:float=0.,        # Of AdamW, decoupled; 0 is plain Adam
     scoring:Scoring|None=None,    # Loss and metric; None takes what suits the targets
     eval_every:int|None=None,     # Updates between evaluations; None evaluates ten times
     compile:bool|str='auto',      # Compile the updates: True, False, or 'auto' for where it pays
@@ -62,6 +66,7 @@ def train_feedforward(
     "Train a feedforward network; raises `ValueError` on bad input"
     def build(seed, reader, width): return FeedForward(width, output_dim, latent_dim, activation, seed, encoder=reader)
     options = dict(num_steps=count_updates(num_steps, num_epochs, 50_000), batch_size=batch_size, lr=lr, report=report,
-                   scoring=scoring, eval_every=eval_every, compile=compile, callback=callback, progress=progress)
+                   schedule=schedule, warmup=warmup, clip=clip, weight_decay=weight_decay, scoring=scoring,
+                   eval_every=eval_every, compile=compile, callback=callback, progress=progress)
     datasets = train_dataset,val_dataset,test_dataset
     return train_models(build, datasets, input_dim, output_dim, encoder, seed, seeds, **options)

@@ -6,13 +6,11 @@
 __all__ = ['NUMBERWISE', 'SETTINGS', 'signed', 'matrices', 'numberwise_data', 'matrix_data', 'sort_data']
 
 # %% ../nbs/methods/01_pairs.ipynb #cdb7537f
-from typing import Callable
-
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from .core import check_count, check_known, check_positive, generator
+from .core import check_positive, generator
 from .data import SyntheticData, register_task, uniform
 
 # %% ../nbs/methods/01_pairs.ipynb #f2c2853b

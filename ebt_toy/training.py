@@ -17,14 +17,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
-from .budget import SMALL_WORK, describe_budget, forward_work, free_memory, seeds_at_once, threads_for
+from .budget import (SMALL_WORK, describe_budget, forward_work, free_memory, learning_rate, seeds_at_once,
+                            threads_for)
 from .core import check_count, check_positive, progress_bar, seed_list, seeded, strict
 from .data import (Scoring, SyntheticData, check_dataset, classification, inputs_and_targets, regression,
                           scoring_for)
 from .engine import choose_compile, choose_way, update_work, updates
 from .history import History, format_row, merge_histories
 from .models import encoder_for, precision, predict
-from .update import device_of, guesses_for, length_groups, n_rows, prepared, rows_of
+from .update import Adam, device_of, guesses_for, length_groups, n_rows, prepared, rows_of
 
 # %% ../nbs/02_training.ipynb #393e8c8a
 def baselines(
@@ -101,12 +102,12 @@ def _goes_on(models, callback, history):
 
 def _run(models, x, y, history, loss, compile, wanted, report, watch, progress):
     "Train a group of models side by side and fill their history"
-    s,seeds = history.settings,history.settings['seeds']
+    s,seeds,adam = history.settings,history.settings['seeds'],_adam(history.settings)
     with _timed(history), threads_for(len(models)*forward_work(models[0], x, s['batch_size'])):
-        way = choose_way(models, x, y, s['batch_size'], loss, seeds, compile)
+        way = choose_way(models, x, y, s['batch_size'], loss, seeds, compile, adam)
         s['compile'],changed = way.compiled,None
         report(_describe_way(way, wanted, len(models)))
-        stream = updates(models, x, y, s['batch_size'], s['lr'], loss, seeds, way=way)
+        stream = updates(models, x, y, s['batch_size'], adam, loss, seeds, way=way)
         with closing(stream), progress_bar(s['num_steps'], 'updates', progress) as bar:
             for step in range(s['num_steps'] + 1):
                 if step: stream.send(changed), bar.update()
@@ -190,12 +191,21 @@ def _as_trained(model, name, x, y, report):
     return prepared(model, x),y
 
 # %% ../nbs/02_training.ipynb #67c32a18
-def _settings(x, seeds, num_steps, batch_size, lr, eval_every):
+def _settings(x, seeds, num_steps, batch_size, lr, eval_every, schedule, warmup, clip, weight_decay):
     "The settings of a run, checked"
     check_count('num_steps', num_steps)
     eval_every = max(1, num_steps//10) if eval_every is None else check_count('eval_every', eval_every)
     batch_size = min(check_count('batch_size', batch_size), n_rows(x))
-    return dict(num_steps=num_steps, batch_size=batch_size, lr=check_positive('lr', lr), eval_every=eval_every)
+    learning_rate(check_positive('lr', lr), num_steps, schedule, warmup)
+    if clip is not None: check_positive('clip', clip)
+    if weight_decay: check_positive('weight_decay', weight_decay)
+    changed = dict(schedule=schedule if schedule != 'constant' else 0, warmup=warmup, clip=clip, weight_decay=weight_decay)
+    return dict(num_steps=num_steps, batch_size=batch_size, lr=lr, eval_every=eval_every) | {k: v for k,v in changed.items() if v}
+
+def _adam(s):
+    "The optimizer that the settings of a run ask for"
+    rate = learning_rate(s['lr'], s['num_steps'], s.get('schedule', 'constant'), s.get('warmup', 0))
+    return Adam(rate, s.get('clip'), s.get('weight_decay', 0.))
 
 def _plan(models, x, y, scoring, seeds, settings, compile, report):
     "Try the models on two rows; then seeds to train at once, and whether and why to compile"
@@ -228,6 +238,10 @@ def fit(
     num_steps:int=1000,           # Optimizer updates
     batch_size:int=64,            # Samples per update; where there are fewer, all of them
     lr:float=1e-3,                # Adam's learning rate
+    schedule:str='constant',      # Learning rate over the run: 'constant', or 'cosine' down to 0
+    warmup:int=0,                 # Updates over which it rises first
+    clip:float|None=None,         # Largest norm of the gradient of a model; None clips nothing
+    weight_decay:float=0.,        # Of AdamW, decoupled; 0 is plain Adam
     scoring:Scoring|None=None,    # Loss and metric; None takes what suits the targets
     seed:int=0,                   # Of batch order and first guesses; the model brings its initial weights
     seeds=None,                   # For a list of models: as many seeds
@@ -239,15 +253,16 @@ def fit(
 ) -> History:                     # Losses and metrics at each evaluation, settings, time, and how the run ended
     "Train with Adam; raises `ValueError` on bad input and `DivergedError` when no loss is finite any more"
     models = model if isinstance(model, list) else [model]
-    options = dict(num_steps=num_steps, batch_size=batch_size, lr=lr, scoring=scoring, eval_every=eval_every,
-                   compile=compile, callback=callback, report=report, progress=progress)
+    options = dict(num_steps=num_steps, batch_size=batch_size, lr=lr, schedule=schedule, warmup=warmup, clip=clip,
+                   weight_decay=weight_decay, scoring=scoring, eval_every=eval_every, compile=compile,
+                   callback=callback, report=report, progress=progress)
     splits,single = check_splits((train_dataset, val_dataset, test_dataset)),seeds is None
     history = _train(models, splits, [seed] if single else seeds, single, **options)
     return history.of_seed(0) if single else history
 
 # %% ../nbs/02_training.ipynb #62143aaf
-def _train(models, splits, seeds, single, num_steps=1000, batch_size=64, lr=1e-3, scoring=None, eval_every=None,
-           compile='auto', callback=None, report=None, progress=True):
+def _train(models, splits, seeds, single, num_steps=1000, batch_size=64, lr=1e-3, schedule='constant', warmup=0,
+           clip=None, weight_decay=0., scoring=None, eval_every=None, compile='auto', callback=None, report=None, progress=True):
     "What `fit` does with splits that were checked; a callback and an error get the history of a single model unwrapped"
     _check_place()
     seeds,say = seed_list(seeds),report or (lambda line: None)
@@ -255,7 +270,7 @@ def _train(models, splits, seeds, single, num_steps=1000, batch_size=64, lr=1e-3
         raise ValueError(f"seeds: expected as many as models ({len(models)}), got {len(seeds)}")
     splits = {n: _as_trained(models[0], n, *xy, say) for n,xy in splits.items()}
     x,y = splits['train']
-    settings = _settings(x, seeds, num_steps, batch_size, lr, eval_every)
+    settings = _settings(x, seeds, num_steps, batch_size, lr, eval_every, schedule, warmup, clip, weight_decay)
     watcher = callback
     if single and callback: watcher = lambda models, history: callback(models[0], history.of_seed(0))
     try: return _fit(models, splits, seeds, scoring or scoring_for(y), settings, compile, watcher, report, progress)

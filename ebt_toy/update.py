@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['activations', 'BLOCK', 'GUESS_ROWS', 'MAX_GROUPS', 'UNTRAINABLE', 'mlp', 'count_params', 'Work', 'count_work',
            'batches', 'draw_guesses', 'guesses_for', 'draws', 'rows_of', 'n_rows', 'device_of', 'is_text', 'prepared',
-           'as_read', 'mode', 'transformed', 'row_lengths', 'length_groups', 'group_order', 'input_streams',
-           'plain_updates']
+           'as_read', 'mode', 'transformed', 'row_lengths', 'length_groups', 'group_order', 'input_streams', 'Adam',
+           'as_adam', 'plain_updates']
 
 # %% ../nbs/engine/02_update.ipynb #3b5fbe6c
 from contextlib import contextmanager
@@ -218,27 +218,47 @@ def _give_state(opt, params, step, m, v):
 UNTRAINABLE = ("model: expected predictions that depend on its trainable weights, got ones without a gradient in them "
                "(an energy must be differentiable in y)")
 
+class Adam(NamedTuple):
+    "Settings of the optimizer"
+    lr: float|Callable          # Learning rate, or a function of the numbers of updates, from 1, that gives as many rates
+    clip: float|None=None       # Largest norm of the gradient of one model; None clips nothing
+    weight_decay: float=0.      # Share of the weights, times the learning rate, that each update takes away (AdamW)
+
+    def rates(self, t): return self.lr(t) if callable(self.lr) else torch.full(t.shape, self.lr, dtype=t.dtype)
+
+def as_adam(
+    lr   # A learning rate, or `Adam`
+) -> Adam:   # All settings
+    "A learning rate as settings of the optimizer"
+    return lr if isinstance(lr, Adam) else Adam(lr)
+
 def plain_updates(
     models:list,      # Modules, trained in place
     groups:list,      # `(x, y)` of each group of rows
-    lr:float,         # Learning rate
+    lr,               # Learning rate, or `Adam`
     loss:Callable,    # `(prediction, target) -> scalar`
     inputs:list,      # From `input_streams`
     order,            # From `group_order`
-    adam=None         # A state of Adam to continue from: updates made, parameters, means, mean squares
+    state=None        # A state of Adam to continue from: updates made, parameters, means, mean squares
 ):                    # Yields the losses of all models after each update
     "Adam updates as most people write them, one model after another"
-    opts = [torch.optim.Adam(m.parameters(), lr=lr) for m in models]
-    for opt,params,m,v in zip(opts, *adam[1:]) if adam else (): _give_state(opt, params, adam[0], m, v)
+    adam,done = as_adam(lr),state[0] if state else 0
+    kind = torch.optim.AdamW if adam.weight_decay else torch.optim.Adam
+    opts = [kind(m.parameters(), lr=1e-3, weight_decay=adam.weight_decay) for m in models]
+    for opt,params,m,v in zip(opts, *state[1:]) if state else (): _give_state(opt, params, done, m, v)
     for m in models: m.train()
-    for i in order: yield [_update(*one, loss, groups[i]) for one in zip(models, opts, zip(*next(inputs[i])))]
+    for t,i in enumerate(order, done + 1):
+        rate = adam.rates(torch.tensor([t], dtype=torch.float64)).item()
+        for opt in opts: opt.param_groups[0]['lr'] = rate
+        yield [_update(*one, loss, groups[i], adam.clip) for one in zip(models, opts, zip(*next(inputs[i])))]
 
-def _update(model, opt, drawn, loss, group):
+def _update(model, opt, drawn, loss, group, clip=None):
     "One update of one model; its loss"
     rows,*guess = drawn
     opt.zero_grad()
     value = _loss_of(model, loss, *group, rows, guess)
     if not value.requires_grad: raise ValueError(UNTRAINABLE)
     value.backward()
+    if clip: nn.utils.clip_grad_norm_(model.parameters(), clip)
     opt.step()
     return value
