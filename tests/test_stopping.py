@@ -137,7 +137,7 @@ def test_ctrl_c_after_training_has_begun(tmp_path, monkeypatch, capsys, name, at
 def test_ctrl_c_before_the_first_evaluation(monkeypatch):
     def stop(*args): raise KeyboardInterrupt
     monkeypatch.setattr(runner, '_rehearse', lambda *args: None)
-    monkeypatch.setattr('ebt_toy.training._evaluate_all', stop)
+    monkeypatch.setattr('ebt_toy.training._score_all', stop)
     lines = []
     results = run_main('add', **quick | dict(report=lines.append))
     r = results['ebt']
@@ -146,12 +146,12 @@ def test_ctrl_c_before_the_first_evaluation(monkeypatch):
     assert 'EBT Model: interrupted before its first evaluation' in summary(results) and 'nan' not in '\n'.join(lines)
 
 def test_ctrl_c_in_the_rehearsal(monkeypatch):
-    real,calls = ebt_toy.training._evaluate_all,[]
+    real,calls = ebt_toy.training._score_all,[]
     def stop(*args):
         calls.append(args)
         if len(calls) == 1: raise KeyboardInterrupt      # which `fit` catches
         return real(*args)
-    monkeypatch.setattr('ebt_toy.training._evaluate_all', stop)
+    monkeypatch.setattr('ebt_toy.training._score_all', stop)
     with pytest.raises(KeyboardInterrupt): run_main('add', **quick)
     assert len(calls) == 1
 
