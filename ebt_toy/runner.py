@@ -48,7 +48,11 @@ def register_model(
     _recipes[name] = Recipe(name, train, title or name.upper())
     return _recipes[name]
 
-def recipe_title(name:str) -> str: return _recipes[name].title      # of a registered model, for reports and figures
+def recipe_title(
+    name:str   # A registered model
+) -> str:      # For reports and figures
+    "The title of a model"
+    return _recipes[name].title
 
 register_model('ebt', train_energy_model)
 register_model('ffn', train_feedforward);
