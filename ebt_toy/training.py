@@ -99,7 +99,7 @@ def _goes_on(models, callback, history):
                          "got one that replaced some")
     return not isinstance(answer, (bool, np.bool_)) or bool(answer)
 
-def _run(models, x, y, history, loss, compile, wanted, report, watch, progress):
+def _run_group(models, x, y, history, loss, compile, wanted, report, watch, progress):
     "Train a group of models side by side and fill their history"
     s,seeds = history.settings,history.settings['seeds']
     with _timed(history), threads_for(len(models)*forward_work(models[0], x, s['batch_size'])):
@@ -190,7 +190,7 @@ def _as_trained(model, name, x, y, report):
     return prepared(model, x),y
 
 # %% ../nbs/02_training.ipynb #67c32a18
-def _settings(x, seeds, num_steps, batch_size, lr, eval_every):
+def _run_settings(x, seeds, num_steps, batch_size, lr, eval_every):
     "The settings of a run, checked"
     check_count('num_steps', num_steps)
     eval_every = max(1, num_steps//10) if eval_every is None else check_count('eval_every', eval_every)
@@ -255,7 +255,7 @@ def _train(models, splits, seeds, single, num_steps=1000, batch_size=64, lr=1e-3
         raise ValueError(f"seeds: expected as many as models ({len(models)}), got {len(seeds)}")
     splits = {n: _as_trained(models[0], n, *xy, say) for n,xy in splits.items()}
     x,y = splits['train']
-    settings = _settings(x, seeds, num_steps, batch_size, lr, eval_every)
+    settings = _run_settings(x, seeds, num_steps, batch_size, lr, eval_every)
     watcher = callback
     if single and callback: watcher = lambda models, history: callback(models[0], history.of_seed(0))
     try: return _fit(models, splits, seeds, scoring or scoring_for(y), settings, compile, watcher, report, progress)
@@ -278,7 +278,8 @@ def _fit(models, splits, seeds, scoring, settings, compile, callback, report, pr
     for i in range(0, len(models), size):
         say = report if report and not i else lambda line: None
         history = History(settings=settings | dict(seeds=seeds[i:i + size]))
-        histories.append(_run(models[i:i + size], x, y, history, scoring.loss, compile, why, say, watch, progress))
+        group = models[i:i + size]
+        histories.append(_run_group(group, x, y, history, scoring.loss, compile, why, say, watch, progress))
         if history.status == 'interrupted': break
     return merge_histories(histories)
 
