@@ -48,7 +48,11 @@ def register_model(
     _recipes[name] = Recipe(name, train, title or name.upper())
     return _recipes[name]
 
-def recipe_title(name:str) -> str: return _recipes[name].title      # of a registered model, for reports and figures
+def recipe_title(
+    name:str   # A registered model
+) -> str:      # For reports and figures
+    "The title of a model"
+    return _recipes[name].title
 
 register_model('ebt', train_energy_model)
 register_model('ffn', train_feedforward);
@@ -154,7 +158,7 @@ def _medians(scores):
     median = lambda v: math.nan if np.isnan(v).all() else float(np.nanmedian(v))
     return {k: median(v) for k,v in lists.items()} | {f'{k}_seeds': v for k,v in lists.items()}
 
-def _trained(recipe, config, data, seeds, options):
+def _trained_models(recipe, config, data, seeds, options):
     "The trained models, side by side if the training function takes `seeds`, else one after another"
     if len(seeds) > 1 and 'seeds' in inspect.signature(recipe.train).parameters:
         return recipe.train(*data, **config, seeds=seeds, **options)
@@ -179,7 +183,8 @@ def _result(name, config, results, report, fit_options):
     task,models,h = get_task(results.task),[],History(status='interrupted')
     options = dict(report=report, scoring=results.scoring) | fit_options
     try:
-        models = [m for m in _trained(_recipes[name], config, results.data, results.seeds, options) if len(m.history)]
+        trained = _trained_models(_recipes[name], config, results.data, results.seeds, options)
+        models = [m for m in trained if len(m.history)]
         if models: h = merge_histories([m.history for m in models])
         if models and results.single: h = models[0].history
     except DivergedError as e: report(f"✗ {e}"); h = e.history

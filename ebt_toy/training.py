@@ -100,7 +100,7 @@ def _goes_on(models, callback, history):
                          "got one that replaced some")
     return not isinstance(answer, (bool, np.bool_)) or bool(answer)
 
-def _run(models, x, y, history, loss, compile, wanted, report, watch, progress):
+def _run_group(models, x, y, history, loss, compile, wanted, report, watch, progress):
     "Train a group of models side by side and fill their history"
     s,seeds,adam = history.settings,history.settings['seeds'],_adam(history.settings)
     with _timed(history), threads_for(len(models)*forward_work(models[0], x, s['batch_size'])):
@@ -293,7 +293,8 @@ def _fit(models, splits, seeds, scoring, settings, compile, callback, report, pr
     for i in range(0, len(models), size):
         say = report if report and not i else lambda line: None
         history = History(settings=settings | dict(seeds=seeds[i:i + size]))
-        histories.append(_run(models[i:i + size], x, y, history, scoring.loss, compile, why, say, watch, progress))
+        group = models[i:i + size]
+        histories.append(_run_group(group, x, y, history, scoring.loss, compile, why, say, watch, progress))
         if history.status == 'interrupted': break
     return merge_histories(histories)
 

@@ -124,7 +124,7 @@ def test_ctrl_c_before_training(tmp_path, monkeypatch, capsys, name):
     out,err = capsys.readouterr()
     assert err == INTERRUPTED[1] and 'SUMMARY' not in out and not list(tmp_path.glob('out/*'))
 
-@pytest.mark.parametrize('name, at, trained', [('_trained', 1, 0), ('_trained', 2, 1), ('merge_histories', 1, 0), ('_scores', 1, 1), ('_scores', 2, 2), ('_outcome', 1, 1), ('summary', 1, 2), ('save_results', 1, 2), ('_png', 2, 2), ('_json', 1, 2)])
+@pytest.mark.parametrize('name, at, trained', [('_trained_models', 1, 0), ('_trained_models', 2, 1), ('merge_histories', 1, 0), ('_scores', 1, 1), ('_scores', 2, 2), ('_outcome', 1, 1), ('summary', 1, 2), ('save_results', 1, 2), ('_png', 2, 2), ('_json', 1, 2)])
 def test_ctrl_c_after_training_has_begun(tmp_path, monkeypatch, capsys, name, at, trained):
     interrupt_once(monkeypatch, name, at)
     assert main([*SMALL, '--save', str(tmp_path/'out')] + ['--seeds', '2']*(name == 'merge_histories')) == 130
