@@ -7,6 +7,7 @@ from export import root
 parts = {   # notebooks, as a pattern below nbs/ -> heading
     '[0-9]*.ipynb': "The book",
     'studies/*.ipynb': "Studies: one question each",
+    'methods/*.ipynb': "Part: more of the method",
     'listops/*.ipynb': "Part: ListOps at scale",
     'engine/*.ipynb': "Part: the engine",
     'explorer/*.ipynb': "Part: the explorer",
