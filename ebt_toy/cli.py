@@ -26,7 +26,11 @@ from .serve import explore_command
 def endable(
     again:Callable=end   # Handles a second signal; `end` ends the process at once
 ):
-    "Turn Ctrl-C, SIGTERM and SIGHUP into `KeyboardInterrupt` within the block, unless they have other handlers"
+    """Turn Ctrl-C, SIGTERM and SIGHUP into `KeyboardInterrupt` within the block, unless they have other handlers
+
+    Args:
+        again: Handles a second signal; `end` ends the process at once
+    """
     usual = {signal.SIGINT: (signal.default_int_handler, end), signal.SIGTERM: (signal.SIG_DFL,)}
     if hasattr(signal, 'SIGHUP'): usual[signal.SIGHUP] = signal.SIG_DFL,       # of a closed terminal; not on Windows
     if threading.current_thread() is not threading.main_thread(): usual = {}   # other threads cannot set handlers
@@ -78,7 +82,19 @@ def run_command(
     epilog:str|None=None,      # Last lines of the help
     rest:bool=False            # Pass on arguments that the parser does not know, as `rest`
 ) -> int:                      # Exit code: that of `done`, or one of those above
-    "Run a function as a command; an error ends it with one line"
+    """Run a function as a command; an error ends it with one line
+
+    Args:
+        command: A function; its docments are the help
+        prog: Name of the command, e.g. 'ebt_toy listops'
+        argv: Arguments; None takes those of the process
+        done: Called with the result of `command`; returns the exit code
+        epilog: Last lines of the help
+        rest: Pass on arguments that the parser does not know, as `rest`
+
+    Returns:
+        Exit code: that of `done`, or one of those above
+    """
     parser = _parser_of(command, prog, epilog)
     _prepare()
     try:
@@ -99,7 +115,14 @@ def run_command(
 def parse_config(
     text:str   # E.g. 'lr=0.01,activation=silu'
 ) -> dict:     # Setting -> value; numbers become numbers
-    "Settings written as text; raises `ValueError` on malformed text"
+    """Settings written as text; raises `ValueError` on malformed text
+
+    Args:
+        text: E.g. 'lr=0.01,activation=silu'
+
+    Returns:
+        Setting -> value; numbers become numbers
+    """
     config = {}
     for part in filter(None, text.split(',')):
         key,eq,value = part.partition('=')
@@ -111,7 +134,14 @@ def parse_config(
 def parse_settings(
     rest:list[str]   # What the parser did not know, e.g. ['--hidden', '3', '--mine_config', 'a=1']
 ) -> dict:           # Setting -> value, `<name>_config` as a dict
-    "Settings of any registered model, not checked yet; raises `ValueError` unless they come in pairs"
+    """Settings of any registered model, not checked yet; raises `ValueError` unless they come in pairs
+
+    Args:
+        rest: What the parser did not know, e.g. ['--hidden', '3', '--mine_config', 'a=1']
+
+    Returns:
+        Setting -> value, `<name>_config` as a dict
+    """
     settings,given = {},[part for r in rest for part in (r.split('=', 1) if r.startswith('--') else [r])]
     for key,value in zip(given[::2], [*given[1::2], None]):
         if not key.startswith('--') or value is None or value.startswith('--'):
@@ -124,7 +154,14 @@ def parse_settings(
 def import_file(
     path   # A Python file that registers tasks or models
 ):         # The module
-    "Run a Python file; raises `ValueError` if it does not exist"
+    """Run a Python file; raises `ValueError` if it does not exist
+
+    Args:
+        path: A Python file that registers tasks or models
+
+    Returns:
+        The module
+    """
     path = user_path(path, 'module')
     if not path.is_file(): raise ValueError(f"module: expected a Python file, got {str(path)!r}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -199,7 +236,14 @@ def command(
 def listops_main(
     argv:list[str]|None=None   # Arguments after `ebt_toy listops`; None takes those of the process
 ) -> int:                      # Exit code, 0 or one of those of `run_command`
-    "The command `ebt_toy listops`"
+    """The command `ebt_toy listops`
+
+    Args:
+        argv: Arguments after `ebt_toy listops`; None takes those of the process
+
+    Returns:
+        Exit code, 0 or one of those of `run_command`
+    """
     def done(files):
         for path,n in files.items(): tell(f"{path}: {n:,} expressions")
         return 0
@@ -209,7 +253,14 @@ def listops_main(
 def explore_main(
     argv:list[str]|None=None   # Arguments after `ebt_toy explore`; None takes those of the process
 ) -> int:                      # Exit code: 0 after Ctrl-C, 1 when the server fails, 2 for bad input
-    "The command `ebt_toy explore`"
+    """The command `ebt_toy explore`
+
+    Args:
+        argv: Arguments after `ebt_toy explore`; None takes those of the process
+
+    Returns:
+        Exit code: 0 after Ctrl-C, 1 when the server fails, 2 for bad input
+    """
     parser = _parser_of(explore_command, 'ebt_toy explore')
     try:
         with endable(signal.default_int_handler): explore_command(**_given(parser, argv, False))
@@ -232,7 +283,14 @@ def _exit_code(results):
 def main(
     argv:list[str]|None=None   # Arguments; None takes those of the process
 ) -> int:                      # Exit code: 0, 1 when a model diverged, or one of those of `run_command`
-    "The command `ebt_toy`, and `ebt_toy listops` and `ebt_toy explore`"
+    """The command `ebt_toy`, and `ebt_toy listops` and `ebt_toy explore`
+
+    Args:
+        argv: Arguments; None takes those of the process
+
+    Returns:
+        Exit code: 0, 1 when a model diverged, or one of those of `run_command`
+    """
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ['listops']: return listops_main(argv[1:])
     if argv[:1] == ['explore']: return explore_main(argv[1:])

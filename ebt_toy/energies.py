@@ -18,11 +18,26 @@ from .update import mlp
 def half_square(
     r:Tensor    # Residuals, `(b, rows)`
 ) -> Tensor:    # `(b,)`
-    "½‖r‖², one number per row"
+    """½‖r‖², one number per row
+
+    Args:
+        r: Residuals, `(b, rows)`
+
+    Returns:
+        `(b,)`
+    """
     return 0.5*r.pow(2).sum(-1)
 
 class Bowl(nn.Module):
-    "½‖M(x)y + c(x)‖²: one lowest point for each x; the network of x runs once per prediction"
+    """½‖M(x)y + c(x)‖²: one lowest point for each x; the network of x runs once per prediction
+
+    Args:
+        input_dim: Numbers in x
+        output_dim: Numbers in y
+        latent_dim: Width of the hidden layers
+        seed: Of the initial weights
+        rows: Rows of the residual per number in y
+    """
     def __init__(self,
         input_dim:int,        # Numbers in x
         output_dim:int,       # Numbers in y
@@ -31,7 +46,8 @@ class Bowl(nn.Module):
         rows:int=2            # Rows of the residual per number in y
     ):
         super().__init__()
-        self.config = dict(input_dim=input_dim, output_dim=output_dim, latent_dim=latent_dim, rows=check_count('rows', rows))
+        sizes = dict(input_dim=input_dim, output_dim=output_dim, latent_dim=latent_dim)
+        self.config = sizes | dict(rows=check_count('rows', rows))
         self.output_dim,self.rows = output_dim,rows*output_dim
         self.net = mlp(input_dim, self.rows*(output_dim + 1), latent_dim, 'silu', seed)
 
@@ -45,7 +61,15 @@ class Bowl(nn.Module):
 
 # %% ../nbs/methods/03_energies.ipynb #3bdedb95
 class Bilinear(nn.Module):
-    "½‖C[(Ax + a)⊙(B[x;y] + b)] + D[x;y]‖²: a check that multiplies; linear in y, so one lowest point for each x"
+    """½‖C[(Ax + a)⊙(B[x;y] + b)] + D[x;y]‖²: a check that multiplies; linear in y, so one lowest point for each x
+
+    Args:
+        input_dim: Numbers in x
+        output_dim: Numbers in y
+        latent_dim: Products
+        seed: Of the initial weights
+        rows: Rows of the residual per number in y
+    """
     squares = False     # Whether y is in both factors
     def __init__(self,
         input_dim:int,        # Numbers in x
@@ -55,7 +79,8 @@ class Bilinear(nn.Module):
         rows:int=2            # Rows of the residual per number in y
     ):
         super().__init__()
-        self.config = dict(input_dim=input_dim, output_dim=output_dim, latent_dim=latent_dim, rows=check_count('rows', rows))
+        sizes = dict(input_dim=input_dim, output_dim=output_dim, latent_dim=latent_dim)
+        self.config = sizes | dict(rows=check_count('rows', rows))
         both,out = input_dim + output_dim,rows*output_dim
         with seeded(seed, 'weights'):
             self.a,self.b = nn.Linear(both if self.squares else input_dim, latent_dim),nn.Linear(both, latent_dim)
@@ -74,11 +99,13 @@ class Residual(nn.Module):
     "½‖r(x,y)‖² with a network r: never below 0, any number of valleys"
     def __init__(self, input_dim:int, output_dim:int, latent_dim:int=128, seed:int=0, rows:int=2):
         super().__init__()
-        self.config = dict(input_dim=input_dim, output_dim=output_dim, latent_dim=latent_dim, rows=check_count('rows', rows))
+        sizes = dict(input_dim=input_dim, output_dim=output_dim, latent_dim=latent_dim)
+        self.config = sizes | dict(rows=check_count('rows', rows))
         self.net = mlp(input_dim + output_dim, rows*output_dim, latent_dim, 'silu', seed)
 
     def forward(self, x, y): return half_square(self.net(torch.cat([x, y], dim=-1)))
 
+# %% ../nbs/methods/03_energies.ipynb #0b94bfa5
 class Convex(nn.Module):
     "A network that is convex in y (Amos et al., arXiv 1609.07152): one valley, of any convex shape"
     def __init__(self, input_dim:int, output_dim:int, latent_dim:int=128, seed:int=0):
@@ -91,7 +118,8 @@ class Convex(nn.Module):
     def forward(self, x, y):   # (b, d_x), (b, d_y) -> (b,)
         both = torch.cat([x, y], dim=-1)
         z = F.softplus(self.read[0](both))
-        z = F.softplus(F.linear(z, F.softplus(self.mix.weight - 4)) + self.read[1](both))      # weights above 0 keep convexity
+        mix = F.softplus(self.mix.weight - 4)               # weights above 0 keep convexity
+        z = F.softplus(F.linear(z, mix) + self.read[1](both))
         return F.linear(z, F.softplus(self.out.weight - 4))[..., 0] + 0.1*half_square(y)
 
 class Corrected(nn.Module):
@@ -99,12 +127,12 @@ class Corrected(nn.Module):
     def __init__(self, input_dim:int, output_dim:int, latent_dim:int=128, seed:int=0):
         super().__init__()
         self.config = dict(input_dim=input_dim, output_dim=output_dim, latent_dim=latent_dim)
-        self.f,self.g = mlp(input_dim, output_dim, latent_dim, 'silu', seed),mlp(input_dim + output_dim, 1, latent_dim, 'silu', seed + 1)
+        self.f = mlp(input_dim, output_dim, latent_dim, 'silu', seed)
+        self.g = mlp(input_dim + output_dim, 1, latent_dim, 'silu', seed + 1)
 
     def given(self, x): return x,self.f(x)
     def of(self, given, y): return half_square(y - given[1]) + self.g(torch.cat([given[0], y], dim=-1))[..., 0]
     def forward(self, x, y): return self.of(self.given(x), y)
 
 # %% ../nbs/methods/03_energies.ipynb #cae1d3e8
-for name,make in dict(bowl=Bowl, bilinear=Bilinear, quadratic=Quadratic, residual=Residual, convex=Convex, corrected=Corrected).items():
-    register_energy(name, make)
+for make in (Bowl, Bilinear, Quadratic, Residual, Convex, Corrected): register_energy(make.__name__.lower(), make)

@@ -16,7 +16,14 @@ from .style import COLORS, legend, new_axes
 # %% ../nbs/engine/07_history.ipynb #8842300e
 @dataclass
 class History:
-    "What happened in a run: named columns with one entry per evaluation, a number or one number per seed"
+    """What happened in a run: named columns with one entry per evaluation, a number or one number per seed
+
+    Attributes:
+        columns: name -> list of entries
+        settings: Settings of the run
+        status: Or 'finished', 'stopped' (callback), 'interrupted' or 'diverged'
+        seconds: Wall-clock time of training and evaluation, all seeds together
+    """
     columns:dict = field(default_factory=dict)    # name -> list of entries
     settings:dict = field(default_factory=dict)   # Settings of the run
     status:str = 'running'                        # Or 'finished', 'stopped' (callback), 'interrupted' or 'diverged'
@@ -42,7 +49,19 @@ def plot_history(
     flops:bool=False,       # Training arithmetic on the horizontal axis instead of updates
     **style                 # Passed to `ax.plot`
 ):                          # The axes
-    "Loss against updates, on a log scale; validation (ID) blue, test (OOD) orange"
+    """Loss against updates, on a log scale; validation (ID) blue, test (OOD) orange
+
+    Args:
+        history: Of one seed or of several
+        ax: Matplotlib axes; None makes new ones
+        splits: Which of 'train', 'val' and 'test' to draw
+        title: Comes before the names of the splits in the legend
+        flops: Training arithmetic on the horizontal axis instead of updates
+        **style: Passed to `ax.plot`
+
+    Returns:
+        The axes
+    """
     ax = new_axes() if ax is None else ax
     names = dict(train='training', val='validation (ID)', test='test (OOD)')
     for s in splits:
@@ -61,7 +80,14 @@ History.plot = plot_history
 def merge_histories(
     histories:list   # Of the same run, each with one or more seeds
 ) -> History:        # With all of the seeds
-    "Join histories of different seeds, cut to the shortest; those that never began are left out"
+    """Join histories of different seeds, cut to the shortest; those that never began are left out
+
+    Args:
+        histories: Of the same run, each with one or more seeds
+
+    Returns:
+        With all of the seeds
+    """
     status,seconds = histories[-1].status,sum(h.seconds for h in histories)
     histories = [h for h in histories if len(h)] or histories[:1]
     n,first = min(map(len, histories)),histories[0]
@@ -80,14 +106,28 @@ def _median(v):
 def format_number(
     v   # A number, or an array with one number per seed
 ) -> str:     # Eight characters, for numbers from 0 to 10
-    "A number as text, tiny ones in scientific notation; of several seeds the median, without those that diverged"
+    """A number as text, tiny ones in scientific notation; of several seeds the median, without those that diverged
+
+    Args:
+        v: A number, or an array with one number per seed
+
+    Returns:
+        Eight characters, for numbers from 0 to 10
+    """
     v = _median(v)
     return f"{v:.2e}" if 0 < abs(v) < 1e-3 else f"{v:.6f}"
 
 def format_row(
     row:dict   # A row of a history
 ) -> str:      # One line of a report
-    "A row of the history in words; `<name>_start` and `<name>_end` become one column with an arrow"
+    """A row of the history in words; `<name>_start` and `<name>_end` become one column with an arrow
+
+    Args:
+        row: A row of a history
+
+    Returns:
+        One line of a report
+    """
     cells = [f"Update {row['step']:>7,}"]
     for k,v in row.items():
         name,start = k.replace('_', ' ').title(),row.get(f'{k[:-4]}_start')

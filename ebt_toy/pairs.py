@@ -21,18 +21,40 @@ def signed(
     high:float,         # Largest absolute value
     g:torch.Generator   # Source of randomness
 ) -> Tensor:            # `(n, d)`, float32
-    "Numbers of either sign whose absolute values lie evenly in [low, high)"
+    """Numbers of either sign whose absolute values lie evenly in [low, high)
+
+    Args:
+        n: Rows
+        d: Columns
+        low: Least absolute value
+        high: Largest absolute value
+        g: Source of randomness
+
+    Returns:
+        `(n, d)`, float32
+    """
     size = low + (high - low)*torch.rand(n, d, generator=g, dtype=torch.float32)
     return size*(1 - 2*torch.randint(0, 2, (n, d), generator=g, dtype=torch.float32))
 
 def matrices(
     n:int,              # How many
     d:int,              # Rows and columns of each
-    low:float,          # Bounds of the smallest singular value
-    high:float,
+    low:float,          # Least smallest singular value
+    high:float,         # Largest smallest singular value
     g:torch.Generator   # Source of randomness
 ) -> Tensor:            # `(n, d, d)`, float32; the other singular values lie in [½, 1)
-    "Matrices between random rotations, with a smallest singular value in [low, high)"
+    """Matrices between random rotations, with a smallest singular value in [low, high)
+
+    Args:
+        n: How many
+        d: Rows and columns of each
+        low: Least smallest singular value
+        high: Largest smallest singular value
+        g: Source of randomness
+
+    Returns:
+        `(n, d, d)`, float32; the other singular values lie in [½, 1)
+    """
     u,v = (torch.linalg.qr(torch.randn(n, d, d, generator=g, dtype=torch.float64)).Q for _ in range(2))
     s = 0.5 + 0.5*torch.rand(n, d, generator=g, dtype=torch.float64)
     s[:, 0] = low + (high - low)*torch.rand(n, generator=g, dtype=torch.float64)
@@ -40,7 +62,7 @@ def matrices(
 
 # %% ../nbs/methods/01_pairs.ipynb #f1471d04
 def _quotients(n, d, low, high, g): return torch.cat([uniform(n, d, 1., g), signed(n, d, low, high, g)], dim=1)
-def _numbers(n, d, low, high, g): return signed(n, d, low, high, g)
+def _either_sign(n, d, low, high, g): return signed(n, d, low, high, g)
 def _positive(n, d, low, high, g): return signed(n, d, low, high, g).abs()
 
 def _halves(x): return x.chunk(2, dim=-1)
@@ -51,12 +73,16 @@ def _divide(x):
 #             draws x, truth, range of the hard numbers in training, and in the test set, as functions of the hardness
 NUMBERWISE = dict(
     divide=(_quotients, _divide, (0.5, 1.), lambda h: (0.5/h, 0.5)),
-    square=(_numbers, lambda x: x*x, (0., 1.), lambda h: (1., h)),
+    square=(_either_sign, lambda x: x*x, (0., 1.), lambda h: (1., h)),
     sqrt=(_positive, lambda x: x.sqrt(), (0.25, 1.), lambda h: (0.25/h**2, 0.25)),
-    cube=(_numbers, lambda x: x**3, (0., 1.), lambda h: (1., h)),
-    cbrt=(_numbers, lambda x: x.sign()*x.abs()**(1/3), (0.125, 1.), lambda h: (0.125/h**3, 0.125)))
+    cube=(_either_sign, lambda x: x**3, (0., 1.), lambda h: (1., h)),
+    cbrt=(_either_sign, lambda x: x.sign()*x.abs()**(1/3), (0.125, 1.), lambda h: (0.125/h**3, 0.125)))
 
 # %% ../nbs/methods/01_pairs.ipynb #7c4a8d1b
+def _check_hardness(hardness):
+    if check_positive('hardness', hardness) > 1: return
+    raise ValueError(f"hardness: expected a number above 1, got {hardness}")
+
 def numberwise_data(
     name:str,          # A key of `NUMBERWISE`
     size_train:int,    # Rows to train on
@@ -67,18 +93,36 @@ def numberwise_data(
     seed:int=0,        # Of all three splits
     hardness:float=2.  # How far beyond training the test set goes: 2 takes divisors down to half the smallest one
 ) -> SyntheticData:    # Float32 datasets
-    "Splits of a task that works number by number, the test set harder; raises `ValueError`"
+    """Splits of a task that works number by number, the test set harder; raises `ValueError`
+
+    Args:
+        name: A key of `NUMBERWISE`
+        size_train: Rows to train on
+        size_val: Rows to validate on
+        size_test: Harder rows to test on
+        vec_size: Numbers in y
+        device: Where the tensors end up
+        seed: Of all three splits
+        hardness: How far beyond training the test set goes: 2 takes divisors down to half the smallest
+            one
+
+    Returns:
+        Float32 datasets
+    """
     draw,truth,easy,harder = NUMBERWISE[name]
-    if check_positive('hardness', hardness) <= 1: raise ValueError(f"hardness: expected a number above 1, got {hardness}")
+    _check_hardness(hardness)
     def split(part, n, limits):
         x = draw(n, vec_size, *limits, generator(seed, name, part))
         return TensorDataset(x.to(device), truth(x).to(device))
-    splits = [split('train', size_train, easy), split('val', size_val, easy), split('test', size_test, harder(hardness))]
+    sizes = ('train', size_train, easy),('val', size_val, easy),('test', size_test, harder(hardness))
+    splits = [split(*s) for s in sizes]
     return SyntheticData(*splits, splits[0].tensors[0].shape[1], vec_size)
 
+# %% ../nbs/methods/01_pairs.ipynb #2aa21546
 def _register(name, make):
     _,truth,*_ = NUMBERWISE[name]
-    register_task(name, make, truth=truth, test_kind=lambda hardness=2., **_: f'harder, {hardness:g}×', settings=SETTINGS)
+    def kind(hardness=2., **_): return f'harder, {hardness:g}×'
+    register_task(name, make, truth=truth, test_kind=kind, settings=SETTINGS)
 
 SETTINGS = dict(num_steps=3000, batch_size=64, lr=1e-3, activation='silu')   # for every model on these tasks
 for name in NUMBERWISE:
@@ -97,8 +141,22 @@ def matrix_data(
     seed:int=0,         # Of all three splits
     hardness:float=10/3 # The smallest singular value of the test set lies in [½/hardness, ½]
 ) -> SyntheticData:     # x is `(n, vec_size² + vec_size)`: the matrix row by row, then the vector
-    "Splits of matrix times vector, or of linear systems"
-    if check_positive('hardness', hardness) <= 1: raise ValueError(f"hardness: expected a number above 1, got {hardness}")
+    """Splits of matrix times vector, or of linear systems
+
+    Args:
+        inverse: Solve A·y = b, or apply: y = A·b
+        size_train: Rows to train on
+        size_val: Rows to validate on
+        size_test: Harder rows to test on
+        vec_size: Numbers in y
+        device: Where the tensors end up
+        seed: Of all three splits
+        hardness: The smallest singular value of the test set lies in [½/hardness, ½]
+
+    Returns:
+        x is `(n, vec_size² + vec_size)`: the matrix row by row, then the vector
+    """
+    _check_hardness(hardness)
     def split(part, n, low, high):
         g = generator(seed, 'matrix', part)
         A,v = matrices(n, vec_size, low, high, g),uniform(n, vec_size, 1., g)
@@ -108,24 +166,47 @@ def matrix_data(
     sizes = ('train', size_train, 0.5, 1.),('val', size_val, 0.5, 1.),('test', size_test, 0.5/hardness, 0.5)
     return SyntheticData(*(split(*s) for s in sizes), vec_size*vec_size + vec_size, vec_size)
 
-def _parts(x):
+# %% ../nbs/methods/01_pairs.ipynb #b9e1bf74
+def _matrix_and_vector(x):
     d = int((x.shape[-1])**0.5)
     return x[:, :d*d].unflatten(-1, (d, d)),x[:, d*d:]
 
-def _apply(x):
-    A,v = _parts(x)
+def _times(x):
+    A,v = _matrix_and_vector(x)
     return (A @ v[..., None])[..., 0]
 
-def _solve(x): return torch.linalg.solve(*_parts(x))
+def _solve(x): return torch.linalg.solve(*_matrix_and_vector(x))
 
-for name,inverse,truth in (('apply', False, _apply), ('solve', True, _solve)):
+for name,inverse,truth in (('apply', False, _times), ('solve', True, _solve)):
     def make(size_train, size_val, size_test, vec_size, device, seed=0, hardness=10/3, inverse=inverse):
         return matrix_data(inverse, size_train, size_val, size_test, vec_size, device, seed, hardness)
-    register_task(name, make, truth=truth, test_kind=lambda hardness=10/3, **_: f'worse conditioned, {hardness:.3g}×', settings=SETTINGS)
+    def kind(hardness=10/3, **_): return f'worse conditioned, {hardness:.3g}×'
+    register_task(name, make, truth=truth, test_kind=kind, settings=SETTINGS)
 
 # %% ../nbs/methods/01_pairs.ipynb #3d3ec67c
-def sort_data(size_train, size_val, size_test, vec_size, device, seed=0, hardness=2.):
-    "Numbers and the same in ascending order; the test set's lie closer together, by `hardness`"
+def sort_data(
+    size_train:int,    # Rows to train on
+    size_val:int,      # Rows to validate on
+    size_test:int,     # Harder rows to test on
+    vec_size:int,      # Numbers in a row
+    device,            # Where the tensors end up
+    seed:int=0,        # Of all three splits
+    hardness:float=2.  # The test set's numbers lie closer together by this factor
+) -> SyntheticData:    # x, and y in ascending order
+    """Numbers, and the same numbers sorted
+
+    Args:
+        size_train: Rows to train on
+        size_val: Rows to validate on
+        size_test: Harder rows to test on
+        vec_size: Numbers in a row
+        device: Where the tensors end up
+        seed: Of all three splits
+        hardness: The test set's numbers lie closer together by this factor
+
+    Returns:
+        x, and y in ascending order
+    """
     def split(part, n, spread):
         g = generator(seed, 'sort', part)
         centre = uniform(n, 1, 1 - spread, g) if spread < 1 else torch.zeros(n, 1)
@@ -134,4 +215,6 @@ def sort_data(size_train, size_val, size_test, vec_size, device, seed=0, hardnes
     splits = split('train', size_train, 1.),split('val', size_val, 1.),split('test', size_test, 1/hardness)
     return SyntheticData(*splits, vec_size, vec_size)
 
-register_task('sort', sort_data, truth=lambda x: x.sort(dim=-1).values, test_kind=lambda hardness=2., **_: f'closer together, {hardness:g}×', settings=SETTINGS);
+def _sort_kind(hardness=2., **_): return f'closer together, {hardness:g}×'
+
+register_task('sort', sort_data, truth=lambda x: x.sort(dim=-1).values, test_kind=_sort_kind, settings=SETTINGS);

@@ -29,6 +29,7 @@ def _inverse(n, d, hard, g):
     a = 2*r @ r.mT + (0.1 if hard else 0.5)*torch.eye(d, dtype=torch.float64)
     return a.float().flatten(1),torch.linalg.inv(a).float().flatten(1)
 
+# %% ../nbs/methods/02_published.ipynb #66741bb4
 def published_data(
     draw,             # `(n, d, hard, g)` -> x and y
     size_train:int,   # Rows to train on
@@ -38,8 +39,23 @@ def published_data(
     device,           # Where the tensors end up
     seed:int=0        # Of all three splits
 ) -> SyntheticData:   # Matrices row by row
-    "Splits of a matrix task, the test set harder"
-    def split(part, n, hard): return TensorDataset(*(t.to(device) for t in draw(n, vec_size, hard, generator(seed, draw.__name__, part))))
+    """Splits of a matrix task, the test set harder
+
+    Args:
+        draw: `(n, d, hard, g)` -> x and y
+        size_train: Rows to train on
+        size_val: Rows to validate on, of the same difficulty
+        size_test: Rows of the harder set
+        vec_size: Rows and columns of each matrix; 20 in the papers
+        device: Where the tensors end up
+        seed: Of all three splits
+
+    Returns:
+        Matrices row by row
+    """
+    def split(part, n, hard):
+        made = draw(n, vec_size, hard, generator(seed, draw.__name__, part))
+        return TensorDataset(*(t.to(device) for t in made))
     splits = split('train', size_train, False),split('val', size_val, False),split('test', size_test, True)
     return SyntheticData(*splits, splits[0].tensors[0].shape[1], vec_size*vec_size)
 
@@ -49,5 +65,7 @@ def _with_copy(data):
     return baselines(data) | {'copy of the input': (x - y).pow(2).mean().item()}
 
 for name,draw in dict(matrix_add=_addition, matrix_complete=_completion, matrix_inverse=_inverse).items():
-    def make(size_train, size_val, size_test, vec_size, device, seed=0, draw=draw): return published_data(draw, size_train, size_val, size_test, vec_size, device, seed)
-    register_task(name, make, baselines=_with_copy if name == 'matrix_complete' else None, test_kind=lambda **_: 'harder')
+    def make(size_train, size_val, size_test, vec_size, device, seed=0, draw=draw):
+        return published_data(draw, size_train, size_val, size_test, vec_size, device, seed)
+    simple = _with_copy if name == 'matrix_complete' else None
+    register_task(name, make, baselines=simple, test_kind=lambda **_: 'harder')

@@ -30,7 +30,16 @@ from .models import predict
 # %% ../nbs/explorer/04_scene.ipynb #585c992d
 @dataclass(frozen=True)
 class ModelSet:
-    "An energy-based model at several moments of its training, and what it is compared with"
+    """An energy-based model at several moments of its training, and what it is compared with
+
+    Attributes:
+        models: Updates -> energy-based model, in order of training
+        rivals: Updates -> feedforward network after as many; may be empty
+        truth: `x -> y`: the right answers, where they are known
+        x: The first question, d_x numbers
+        task: Name of the task, where it is known
+        comparisons: What `compare` has computed so far
+    """
     models: dict           # Updates -> energy-based model, in order of training
     rivals: dict           # Updates -> feedforward network after as many; may be empty
     truth: Callable|None   # `x -> y`: the right answers, where they are known
@@ -42,7 +51,14 @@ class ModelSet:
 def pretrained_set(
     task:str     # 'add' or 'multiply'
 ) -> ModelSet:   # With x of four numbers, two for each operand
-    "The models that come with the package, read once"
+    """The models that come with the package, read once
+
+    Args:
+        task: 'add' or 'multiply'
+
+    Returns:
+        With x of four numbers, two for each operand
+    """
     by_step = lambda kind: {s: pretrained(task, kind, s) for s in pretrained_steps(task, kind)}
     return ModelSet(by_step('ebt'), by_step('ffn'), get_task(task).truth, QUESTION, task)
 
@@ -76,7 +92,17 @@ def model_set(
     rival=None,        # Another model for the same task, or `{updates: model}`
     x=None             # The first question, `(d_x,)`; None takes one from the model's test set
 ) -> ModelSet:         # Ready for the explorer
-    "A set with a model of your own; raises `ValueError` for a model that cannot be shown"
+    """A set with a model of your own; raises `ValueError` for a model that cannot be shown
+
+    Args:
+        model: An `EBT`, or `{updates: EBT}`
+        task: The task it was trained on, if that has a formula for the right answers
+        rival: Another model for the same task, or `{updates: model}`
+        x: The first question, `(d_x,)`; None takes one from the model's test set
+
+    Returns:
+        Ready for the explorer
+    """
     models = _by_updates(model)
     for m in models.values(): _check_shown(m)
     rivals = {} if rival is None else rival if isinstance(rival, dict) else {s: rival for s in models}
@@ -90,7 +116,18 @@ MOST_STEPS,LONGEST_STEP = 60,100.   # Largest values of two sliders
 
 @dataclass(frozen=True)
 class ViewOptions:
-    "Which question, which moment of training, and how to descend"
+    """Which question, which moment of training, and how to descend
+
+    Attributes:
+        x: The question, d_x numbers
+        updates: Moment of training
+        start: Where the first path starts, in the coordinates shown
+        starts: Number of initial guesses; all except for the first are drawn at random
+        steps: Inner steps
+        step_size: α
+        noise: Standard deviation of the Langevin noise added after each step
+        dims: The coordinates of y that are shown: two, or the only one
+    """
     x: tuple                  # The question, d_x numbers
     updates: int              # Moment of training
     start: tuple=(-1.5, 1.5)  # Where the first path starts, in the coordinates shown
@@ -103,7 +140,14 @@ class ViewOptions:
 def default_view(
     shown:ModelSet     # The models
 ) -> ViewOptions:      # The first question, the last moment of training, inner steps as in training
-    "The options to begin with"
+    """The options to begin with
+
+    Args:
+        shown: The models
+
+    Returns:
+        The first question, the last moment of training, inner steps as in training
+    """
     updates = list(shown.models)[-1]
     model = shown.models[updates]
     n = min(2, model.output_dim)
@@ -114,11 +158,24 @@ def default_view(
 def in_training_range(
     x   # A question, numbers
 ) -> bool:   # Do all of them lie in [−1, 1]?
-    "Is a question like those seen in training?"
+    """Is a question like those seen in training?
+
+    Args:
+        x: A question, numbers
+
+    Returns:
+        Do all of them lie in [−1, 1]?
+    """
     return max(abs(v) for v in x) <= ID_LIMIT
 
 class Comparison(NamedTuple):
-    "A model and its rival on many questions"
+    """A model and its rival on many questions
+
+    Attributes:
+        mse: Mean squared error of the model
+        rival_mse: Of its rival
+        nearer: Share of questions where the model is nearer to the truth, 0 to 1
+    """
     mse: float        # Mean squared error of the model
     rival_mse: float  # Of its rival
     nearer: float     # Share of questions where the model is nearer to the truth, 0 to 1
@@ -128,7 +185,16 @@ def compare(
     updates:int,           # Moment of training
     in_range:bool          # Draw from the training range; otherwise from twice that
 ) -> Comparison|None:      # None where there is no rival or no truth
-    "Model and rival on 500 random questions, with inner steps as in training"
+    """Model and rival on 500 random questions, with inner steps as in training
+
+    Args:
+        shown: The models
+        updates: Moment of training
+        in_range: Draw from the training range; otherwise from twice that
+
+    Returns:
+        None where there is no rival or no truth
+    """
     if not (shown.rivals and shown.truth): return None
     if (updates, in_range) not in shown.comparisons:
         x = uniform(500, len(shown.x), ID_LIMIT if in_range else 2*ID_LIMIT, generator(0, 'contest'))
@@ -144,7 +210,22 @@ WRONG = 0.1                # A settled answer further than this from the truth i
 LIMITS = (2.5, 4.5, 7.)    # Half-widths of the picture; the smallest that holds truth and start is used
 
 class Scene(NamedTuple):
-    "All numbers behind one picture"
+    """All numbers behind one picture
+
+    Attributes:
+        surface: Energy over the coordinates shown
+        final_energies: The same after all training: contours are at these heights
+        path: Guesses `(steps + 1, n, d_y)` and energies `(steps + 1, n)`
+        lost: `(n,)`, bool: paths that diverged
+        moves: `(steps, n)`: length of each step
+        ahead: `(n, d_y)`: the step that would come next
+        best: The path that ends lowest, of those that did not diverge
+        truth: `(d_y,)`
+        rival: `(d_y,)`: the feedforward network's answer
+        errors: `(steps + 1, n)`: squared error of each guess, averaged over y
+        trained: Inner steps of the model in training
+        comparison: On questions of this kind
+    """
     surface: Plane|Line            # Energy over the coordinates shown
     final_energies: np.ndarray     # The same after all training: contours are at these heights
     path: Trajectory               # Guesses `(steps + 1, n, d_y)` and energies `(steps + 1, n)`
@@ -189,7 +270,15 @@ def compute_scene(
     shown:ModelSet,    # The models
     view:ViewOptions   # The choices of the viewer
 ) -> Scene:            # Ready to be drawn
-    "Descend the energy from every initial guess, and compare"
+    """Descend the energy from every initial guess, and compare
+
+    Args:
+        shown: The models
+        view: The choices of the viewer
+
+    Returns:
+        Ready to be drawn
+    """
     model,last = shown.models[view.updates],list(shown.models.values())[-1]
     y0 = _first_guesses(model, view)
     x = torch.tensor([view.x], dtype=y0.dtype)
@@ -205,8 +294,12 @@ def compute_scene(
                  model.n_optimization_steps, compare(shown, view.updates, in_training_range(view.x)))
 
 # %% ../nbs/explorer/04_scene.ipynb #fce36430
-def scene_figure():   # Matplotlib figure with four axes: landscape, energy, error, ends of the paths
-    "An empty figure for scenes"
+def scene_figure() -> 'matplotlib.figure.Figure':   # Matplotlib figure with four axes: landscape, energy, error, ends of the paths
+    """An empty figure for scenes
+
+    Returns:
+        Matplotlib figure with four axes: landscape, energy, error, ends of the paths
+    """
     fig = blank_figure()
     add_axes(fig, 0.085, 0.12, 0.365, 0.77)
     for left,bottom,width in ((0.54, 0.585, 0.245), (0.54, 0.12, 0.445), (0.84, 0.585, 0.145)):
@@ -273,7 +366,16 @@ def draw_scene(
     scene:Scene,       # From `compute_scene`
     view:ViewOptions   # The choices of the viewer
 ):                     # The figure
-    "The landscape with its paths; energy and error by inner step; the ends of the paths, magnified"
+    """The landscape with its paths; energy and error by inner step; the ends of the paths, magnified
+
+    Args:
+        fig: From `scene_figure`
+        scene: From `compute_scene`
+        view: The choices of the viewer
+
+    Returns:
+        The figure
+    """
     for ax in fig.axes: clear_axes(ax)
     land,energy,error,ends = fig.axes
     color = COLORS['val' if in_training_range(view.x) else 'test']
@@ -292,7 +394,15 @@ def input_names(
     d_x:int,   # Numbers in x
     d_y:int    # Numbers in y
 ) -> list:     # d_x names
-    "Names of the inputs: a₁, … b₁, … for two operands as long as y (a and b for single numbers), otherwise x₁, x₂, …"
+    """Names of the inputs: a₁, … b₁, … for two operands as long as y (a and b for single numbers), otherwise x₁, x₂, …
+
+    Args:
+        d_x: Numbers in x
+        d_y: Numbers in y
+
+    Returns:
+        d_x names
+    """
     if d_x == 2*d_y: return [v if d_y == 1 else numbered(v, i) for v in 'ab' for i in range(d_y)]
     return [numbered('x', i) for i in range(d_x)]
 
@@ -423,7 +533,16 @@ def caption(
     scene:Scene,       # From `compute_scene`
     view:ViewOptions   # The choices of the viewer
 ) -> str:              # HTML: a table and some sentences
-    "What a scene shows, in words"
+    """What a scene shows, in words
+
+    Args:
+        shown: The models
+        scene: From `compute_scene`
+        view: The choices of the viewer
+
+    Returns:
+        HTML: a table and some sentences
+    """
     lines = ["Give <code>task='…'</code> to see the right answers."]*(scene.truth is None) + [
         _range_sentence(view, scene.ahead.shape[1]), _state_sentence(shown, scene, view), _choice_sentence(scene),
         _longer_sentence(scene, view), _comparison_sentence(scene, view), _slice_sentence(scene, view)]

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from .core import check_count, generator
 from .data import inputs_and_targets
-from .ebt import EBT, read_once, register_rule, slope, trace
+from .ebt import EBT, descend, read_once, register_rule, slope, trace
 from .models import predict
 from .style import COLORS, legend, new_axes
-from .update import count_work, device_of, rows_of
+from .update import count_work, device_of, n_rows, rows_of
 
 # %% ../nbs/methods/04_thinking.ipynb #416f1079
 def guarded(
@@ -23,12 +23,25 @@ def guarded(
     y:Tensor,     # Guesses, `(b, d_y)`
     p:Tensor,     # Directions to step against, `(b, d_y)`
     a:Tensor,     # Step sizes to try first, `(b,)`
+    fall=0.,      # Least fall of the energy per unit of step size, `(b,)`; 0 asks only that it does not rise
     tries:int=40  # Halvings, after which a row stays where it is
 ) -> tuple:       # Next guesses, `(b, d_y)`, and the step sizes taken, `(b,)`
-    "A step that raises no row's energy"
+    """A step that raises no row's energy
+
+    Args:
+        f: `(b, d_y) -> (b,)`: the energy of a guess
+        y: Guesses, `(b, d_y)`
+        p: Directions to step against, `(b, d_y)`
+        a: Step sizes to try first, `(b,)`
+        fall: Least fall of the energy per unit of step size, `(b,)`; 0 asks only that it does not rise
+        tries: Halvings, after which a row stays where it is
+
+    Returns:
+        Next guesses, `(b, d_y)`, and the step sizes taken, `(b,)`
+    """
     before,new = f(y),y - a[:, None]*p
     for _ in range(tries):
-        worse = ~(f(new) <= before)         # NaN is worse too
+        worse = ~(f(new) <= before - a*fall)         # NaN is worse too
         if not worse.any(): break
         a = torch.where(worse, a/2, a)
         new = torch.where(worse[:, None], y - a[:, None]*p, new)
@@ -38,16 +51,44 @@ def guarded(
 def _slopes(f, y): return slope(lambda y: f(y).sum(), y).detach()
 
 # %% ../nbs/methods/04_thinking.ipynb #8f5ca368
-def backtracking(f, y, step_size):
-    "Halve the step until the energy falls; double it again after a success"
+def backtracking(
+    f,                # `(b, d_y) -> (b,)`: the energy of a guess
+    y:Tensor,         # First guesses, `(b, d_y)`
+    step_size:float   # α, tried first
+):                    # Yields guesses
+    """Halve the step until the energy falls by a quarter of what the slope promises (Armijo); double it after a success
+
+    Args:
+        f: `(b, d_y) -> (b,)`: the energy of a guess
+        y: First guesses, `(b, d_y)`
+        step_size: α, tried first
+
+    Returns:
+        Yields guesses
+    """
     a = torch.full_like(y[:, 0], step_size)
     while True:
-        y,taken = guarded(f, y, _slopes(f, y), a)
+        g = _slopes(f, y)
+        y,taken = guarded(f, y, g, a, g.pow(2).sum(1)/4)
         a = torch.where(taken > 0, 2*taken, a)
         yield y
 
-def barzilai_borwein(f, y, step_size):
-    "The step that the last change of the slope suggests, ⟨s,s⟩/⟨s,z⟩ (Barzilai and Borwein 1988), if the energy falls"
+# %% ../nbs/methods/04_thinking.ipynb #1d39b0c5
+def barzilai_borwein(
+    f,                # `(b, d_y) -> (b,)`: the energy of a guess
+    y:Tensor,         # First guesses, `(b, d_y)`
+    step_size:float   # α, tried first
+):                    # Yields guesses
+    """The step that the last change of the slope suggests, ⟨s,s⟩/⟨s,z⟩ (Barzilai and Borwein 1988), if the energy falls
+
+    Args:
+        f: `(b, d_y) -> (b,)`: the energy of a guess
+        y: First guesses, `(b, d_y)`
+        step_size: α, tried first
+
+    Returns:
+        Yields guesses
+    """
     a,before = torch.full_like(y[:, 0], step_size),None
     while True:
         g = _slopes(f, y)
@@ -59,8 +100,22 @@ def barzilai_borwein(f, y, step_size):
         y,_ = guarded(f, y, g, a)
         yield y
 
-def newton(f, y, step_size):
-    "The bottom of the bowl that touches the energy here, from slope and curvature; the slope where that leads uphill"
+# %% ../nbs/methods/04_thinking.ipynb #fb09cbfe
+def newton(
+    f,                # `(b, d_y) -> (b,)`: the energy of a guess
+    y:Tensor,         # First guesses, `(b, d_y)`
+    step_size:float   # Not used: a whole step is tried first
+):                    # Yields guesses
+    """The bottom of the bowl that touches the energy here, from slope and curvature; the slope where that leads uphill
+
+    Args:
+        f: `(b, d_y) -> (b,)`: the energy of a guess
+        y: First guesses, `(b, d_y)`
+        step_size: Not used: a whole step is tried first
+
+    Returns:
+        Yields guesses
+    """
     while True:
         g = _slopes(f, y)
         H = curvatures(f, y)
@@ -75,7 +130,15 @@ def curvatures(
     f,          # `(b, d_y) -> (b,)`, each row by itself
     y:Tensor    # Guesses, `(b, d_y)`
 ) -> Tensor:    # `(b, d_y, d_y)`
-    "The Hessian of the energy in y, of each row"
+    """The Hessian of the energy in y, of each row
+
+    Args:
+        f: `(b, d_y) -> (b,)`, each row by itself
+        y: Guesses, `(b, d_y)`
+
+    Returns:
+        `(b, d_y, d_y)`
+    """
     n,d = y.shape
     with torch.enable_grad():
         y = y.detach().requires_grad_()
@@ -83,8 +146,23 @@ def curvatures(
         rows = [torch.autograd.grad(g[:, i].sum(), y, retain_graph=True, materialize_grads=True)[0] for i in range(d)]
     return torch.stack(rows, dim=1).detach()
 
-def curvature(f, y, step_size, rounds=8):
-    "1/λ, with the largest curvature λ along the slope's directions by power iteration"
+def curvature(
+    f,                # `(b, d_y) -> (b,)`: the energy of a guess
+    y:Tensor,         # First guesses, `(b, d_y)`
+    step_size:float,  # Not used
+    rounds:int=8      # Of power iteration
+):                    # Yields guesses
+    """1/λ, with the largest curvature λ along the slope's directions by power iteration
+
+    Args:
+        f: `(b, d_y) -> (b,)`: the energy of a guess
+        y: First guesses, `(b, d_y)`
+        step_size: Not used
+        rounds: Of power iteration
+
+    Returns:
+        Yields guesses
+    """
     while True:
         g = _slopes(f, y)
         H,v = curvatures(f, y),g + 1e-12
@@ -93,19 +171,33 @@ def curvature(f, y, step_size, rounds=8):
         y,_ = guarded(f, y, g, 1/largest.clamp(min=1e-6))
         yield y
 
-for name,rule in dict(backtracking=backtracking, barzilai_borwein=barzilai_borwein, newton=newton, curvature=curvature).items():
-    register_rule(name, rule)
+for rule in (backtracking, barzilai_borwein, newton, curvature): register_rule(rule.__name__, rule)
 
 # %% ../nbs/methods/04_thinking.ipynb #e7d3b6cb
 def step_flops(
-    model:EBT,    # Its inner step is counted
-    x             # One question, `(1, d_x)`
-) -> int:         # Floating-point operations in matrix products
-    "What one inner step of a prediction costs per question"
-    y = model.initial_guess(1, generator(0, device=device_of(x)))
-    given,f = read_once(model.energy, x if model.encoder is None else predict(model.encoder, x))
-    with torch.no_grad(): return count_work(lambda: slope(lambda y: f(given, y).sum(), y)).flops
+    model:EBT,          # Its inner step is counted
+    x,                  # Questions to count it on
+    rule:str='fixed',   # Step rule; most evaluate the energy several times per step
+    n:int=8             # Steps to count
+) -> float:             # Floating-point operations in matrix products
+    """What one inner step of a prediction costs per question, the mean over the first steps
 
+    Args:
+        model: Its inner step is counted
+        x: Questions to count it on
+        rule: Step rule; most evaluate the energy several times per step
+        n: Steps to count
+
+    Returns:
+        Floating-point operations in matrix products
+    """
+    y0 = model.initial_guess(n_rows(x), generator(0, device=device_of(x)))
+    if model.encoder is not None: x = predict(model.encoder, x)
+    with torch.no_grad():
+        work = count_work(lambda: descend(model.energy, x, y0, n, model.step_size, record=False, rule=rule))
+    return work.flops/n/len(y0)
+
+# %% ../nbs/methods/04_thinking.ipynb #ae18a19d
 def thinking_curve(
     model:EBT,             # Trained
     dataset,               # `(x, y)`, y numbers
@@ -114,11 +206,24 @@ def thinking_curve(
     step_size:float|None=None,   # α; None takes the model's own
     seed:int=0             # Of the first guesses
 ) -> list[dict]:           # One row per number of steps
-    "Error, energy and slope of a model that takes more or fewer steps than it was trained with"
+    """Error, energy and slope of a model that takes more or fewer steps than it was trained with
+
+    Args:
+        model: Trained
+        dataset: `(x, y)`, y numbers
+        steps: Numbers of inner steps, e.g. `(10, 50, 200)`
+        rule: Step rule
+        step_size: α; None takes the model's own
+        seed: Of the first guesses
+
+    Returns:
+        One row per number of steps
+    """
     x,y = inputs_and_targets(dataset)
     if not y.is_floating_point(): raise ValueError("dataset: expected numbers in y, got labels")
     steps = sorted({check_count('steps', n) for n in steps})
-    way,cost = trace(model, x, steps[-1], seed=seed, step_size=step_size, rule=rule),step_flops(model, rows_of(x, slice(1)))
+    way = trace(model, x, steps[-1], seed=seed, step_size=step_size, rule=rule)
+    cost = step_flops(model, rows_of(x, slice(64)), rule)
     given,f = read_once(model.energy, x if model.encoder is None else predict(model.encoder, x))
     def row(n):
         error = (way.guesses[n] - y).pow(2).mean(1)
@@ -137,11 +242,24 @@ def plot_thinking(
     x:str='flops',      # 'flops' or 'steps'
     value:str='mean'    # 'mean' or 'median'
 ):                      # The axes
-    "Error against inference arithmetic per question, or against inner steps"
+    """Error against inference arithmetic per question, or against inner steps
+
+    Args:
+        curves: Name -> rows of `thinking_curve`; or one `(flops, error)` for a model without steps
+        ax: Matplotlib axes; None makes new ones
+        x: 'flops' or 'steps'
+        value: 'mean' or 'median'
+
+    Returns:
+        The axes
+    """
     ax = new_axes(size=(4.6, 2.5)) if ax is None else ax
     for (name,rows),ls in zip(curves.items(), ['-', '--', ':', '-.']*9):
         if isinstance(rows, tuple): ax.plot(*rows, marker='D', color='k', mfc='none', ls='none', label=name)
-        else: ax.plot([r[x] for r in rows], [r[value] for r in rows], ls=ls, marker='o', ms=3, color=COLORS['test'], label=name)
-    ax.set(xscale='log', yscale='log', ylabel='MSE (OOD)', xlabel='inner steps' if x == 'steps' else 'FLOPs per question')
+        else:
+            points = [r[x] for r in rows],[r[value] for r in rows]
+            ax.plot(*points, marker='o', ls=ls, ms=3, color=COLORS['test'], label=name)
+    xlabel = 'inner steps' if x == 'steps' else 'FLOPs per question'
+    ax.set(xscale='log', yscale='log', ylabel='MSE (OOD)', xlabel=xlabel)
     legend(ax, outside=True)
     return ax
