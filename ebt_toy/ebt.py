@@ -243,8 +243,9 @@ class EBT(Encoded):
     def forward(self, x, y0=None, seed=0):
         "Predictions `(b, d_y)` for x, from the guesses `y0` or from random ones under `seed`"
         y = guesses_for(self, n_rows(x), seed, device_of(x))[0] if y0 is None else y0
-        steps = self.n_optimization_steps,self.step_size,self.grad_steps*self.training
-        return descend(self.energy, self.context(x), y, *steps, record=False).guesses[-1]
+        grad_steps = self.grad_steps if self.training else 0
+        return descend(self.energy, self.context(x), y, self.n_optimization_steps, self.step_size,
+                       grad_steps=grad_steps, record=False).guesses[-1]
 
 # %% ../nbs/03_ebt.ipynb #9848757e
 @torch.no_grad()
@@ -369,7 +370,7 @@ def _fit_ebt(datasets, input_dim, output_dim, encoder, seed, seeds, own, opts):
             e = make(width, output_dim, own['latent_dim'], seed=seed)
         else: e = own_part('energy', energy, seed, several)
         return EBT(e, output_dim, steps, alpha, encoder=reader)
-    line = f"First-order: θ-gradients through the last of {steps} inner steps only, step size {alpha:g}"
+    line = f"First-order: weight gradients through the last of {steps} inner steps only, step size {alpha:g}"
     if opts['report']: opts['report'](line)
     return train_models(build, datasets, input_dim, output_dim, encoder, seed, seeds, **opts)
 
