@@ -22,8 +22,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from .core import random_states, random_states_kept
-from .update import (BLOCK, UNTRAINABLE, Work, as_adam, as_read, count_work, device_of, group_order, input_streams,
-                            length_groups, mode, plain_updates, rows_of)
+from .update import (BLOCK, UNTRAINABLE, Work, as_adam, as_read, count_work, device_of, group_order,
+                            input_streams, length_groups, mode, plain_updates, rows_of)
 
 # %% ../nbs/engine/03_engine.ipynb #ad010323
 def _tensors(model):

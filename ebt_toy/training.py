@@ -94,20 +94,6 @@ def _score_all(models, splits, scoring):
     rows = [of_one(m) for m in models]
     return {k: np.array([r[k] for r in rows]) for k in rows[0]}
 
-# %% ../nbs/02_training.ipynb #2f3b97ff
-def _check_scoring(scoring, p, y):
-    "Check that loss and metric suit targets of this kind"
-    if not y.is_floating_point() and regression.loss in (scoring.loss, scoring.metric):
-        raise ValueError("scoring: expected one for labels, such as `classification`, got one for numbers")
-    if not y.is_floating_point() and scoring is classification and (p.ndim != 2 or p.shape[1] <= y.max()):
-        raise ValueError(f"model: expected a prediction of shape (n, {int(y.max()) + 1}) or wider, "
-                         f"one number per class, got {tuple(p.shape)}")
-    for name in ('loss', 'metric'):
-        value = getattr(scoring, name)(p, y)
-        if isinstance(value, Tensor) and value.numel() == 1: continue
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"scoring: expected a {name} that is one number, got {got}")
-
 # %% ../nbs/02_training.ipynb #045d5473
 def _goes_on(models, callback, history):
     "Call the callback, which may change weights but not replace them; whether the run goes on"
@@ -218,6 +204,19 @@ def _as_trained(model, name, x, y, report):
     return prepared(model, x),y
 
 # %% ../nbs/02_training.ipynb #67c32a18
+def _check_scoring(scoring, p, y):
+    "Check that loss and metric suit targets of this kind"
+    if not y.is_floating_point() and regression.loss in (scoring.loss, scoring.metric):
+        raise ValueError("scoring: expected one for labels, such as `classification`, got one for numbers")
+    if not y.is_floating_point() and scoring is classification and (p.ndim != 2 or p.shape[1] <= y.max()):
+        raise ValueError(f"model: expected a prediction of shape (n, {int(y.max()) + 1}) or wider, "
+                         f"one number per class, got {tuple(p.shape)}")
+    for name in ('loss', 'metric'):
+        value = getattr(scoring, name)(p, y)
+        if isinstance(value, Tensor) and value.numel() == 1: continue
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"scoring: expected a {name} that is one number, got {got}")
+
 def _run_settings(x, seeds, num_steps, batch_size, lr, eval_every, schedule, warmup, clip, weight_decay):
     "The settings of a run, checked"
     check_count('num_steps', num_steps)
@@ -226,14 +225,16 @@ def _run_settings(x, seeds, num_steps, batch_size, lr, eval_every, schedule, war
     learning_rate(check_positive('lr', lr), num_steps, schedule, warmup)
     if clip is not None: check_positive('clip', clip)
     if weight_decay: check_positive('weight_decay', weight_decay)
-    changed = dict(schedule=schedule if schedule != 'constant' else 0, warmup=warmup, clip=clip, weight_decay=weight_decay)
-    return dict(num_steps=num_steps, batch_size=batch_size, lr=lr, eval_every=eval_every) | {k: v for k,v in changed.items() if v}
+    more = dict(schedule=schedule*(schedule != 'constant'), warmup=warmup, clip=clip, weight_decay=weight_decay)
+    asked = {k: v for k,v in more.items() if v}
+    return dict(num_steps=num_steps, batch_size=batch_size, lr=lr, eval_every=eval_every) | asked
 
 def _adam(s):
     "The optimizer that the settings of a run ask for"
     rate = learning_rate(s['lr'], s['num_steps'], s.get('schedule', 'constant'), s.get('warmup', 0))
     return Adam(rate, s.get('clip'), s.get('weight_decay', 0.))
 
+# %% ../nbs/02_training.ipynb #0a5d4b43
 def _plan(models, x, y, scoring, seeds, settings, compile, report):
     "Try the models on two rows; then seeds to train at once, and whether and why to compile"
     batch_size,num_steps,device = settings['batch_size'],settings['num_steps'],device_of(x)
@@ -314,7 +315,8 @@ def fit(
 
 # %% ../nbs/02_training.ipynb #62143aaf
 def _train(models, splits, seeds, single, num_steps=1000, batch_size=64, lr=1e-3, schedule='constant', warmup=0,
-           clip=None, weight_decay=0., scoring=None, eval_every=None, compile='auto', callback=None, report=None, progress=True):
+           clip=None, weight_decay=0., scoring=None, eval_every=None, compile='auto', callback=None, report=None,
+           progress=True):
     "What `fit` does with splits that were checked; a callback and an error get the history of a single model unwrapped"
     _check_place()
     seeds,say = seed_list(seeds),report or (lambda line: None)

@@ -395,11 +395,11 @@ class Adam(NamedTuple):
     """Settings of the optimizer
 
     Attributes:
-        lr: Learning rate, or a function of the numbers of updates, from 1, that gives as many rates
+        lr: Learning rate, or a function from the numbers of updates, 1 and up, to rates
         clip: Largest norm of the gradient of one model; None clips nothing
         weight_decay: Share of the weights, times the learning rate, that each update takes away (AdamW)
     """
-    lr: float|Callable          # Learning rate, or a function of the numbers of updates, from 1, that gives as many rates
+    lr: float|Callable          # Learning rate, or a function from the numbers of updates, 1 and up, to rates
     clip: float|None=None       # Largest norm of the gradient of one model; None clips nothing
     weight_decay: float=0.      # Share of the weights, times the learning rate, that each update takes away (AdamW)
 
@@ -418,6 +418,7 @@ def as_adam(
     """
     return lr if isinstance(lr, Adam) else Adam(lr)
 
+# %% ../nbs/engine/02_update.ipynb #81a446cb
 def plain_updates(
     models:list,      # Modules, trained in place
     groups:list,      # `(x, y)` of each group of rows
