@@ -294,11 +294,11 @@ def compute_scene(
                  model.n_optimization_steps, compare(shown, view.updates, in_training_range(view.x)))
 
 # %% ../nbs/explorer/04_scene.ipynb #fce36430
-def scene_figure() -> 'matplotlib.figure.Figure':   # Matplotlib figure with four axes: landscape, energy, error, ends of the paths
+def scene_figure() -> 'matplotlib.figure.Figure':   # With four axes: landscape, energy, error, ends of paths
     """An empty figure for scenes
 
     Returns:
-        Matplotlib figure with four axes: landscape, energy, error, ends of the paths
+        With four axes: landscape, energy, error, ends of paths
     """
     fig = blank_figure()
     add_axes(fig, 0.085, 0.12, 0.365, 0.77)
