@@ -112,7 +112,7 @@ def test_a_thinking_curve_is_what_evaluation_finds():
     for r in thinking_curve(model, data.test_dataset, (1, 10, 30)):
         error = (trace(model, x, r['steps']).guesses[-1] - y).pow(2).mean(1)
         assert abs(r['mean']/error.mean().item() - 1) < 1e-4 and abs(r['median']/error.median().item() - 1) < 0.2
-        assert r['flops'] == r['steps']*pytest.approx(thinking_curve(model, data.test_dataset, (1,))[0]['flops'])
+        assert r['flops'] == pytest.approx(r['steps']*thinking_curve(model, data.test_dataset, (1,))[0]['flops'])
 
 # Training controls
 
