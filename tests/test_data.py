@@ -58,7 +58,7 @@ def splits(kind):
 
 @pytest.mark.parametrize('kind', [tuple, dict])
 @pytest.mark.parametrize('options', [dict(compile=False), dict(compile=True)], ids=str)
-def test_several_inputs_train_in_every_way(kind, options):
+def test_several_inputs_train_in_every_way(recorded, kind, options):
     def made(s):
         torch.manual_seed(s)
         return Product()

@@ -10,7 +10,7 @@ from ebt_toy.core import generator
 from ebt_toy.data import get_task, uniform
 from ebt_toy.ebt import _energies, _rules, descend
 from ebt_toy.energies import Bilinear
-from ebt_toy.pairs import NUMBERWISE, signed
+from ebt_toy.pairs import NUMBERWISE
 
 QUIET = dict(report=None, progress=False)
 RULES = sorted(_rules)
@@ -45,7 +45,7 @@ def test_hardness_moves_the_test_set_alone(hardness):
 
 @pytest.mark.parametrize('energy', sorted(_energies))
 @pytest.mark.parametrize('compile', [False, True])
-def test_each_energy_in_every_way(energy, compile):
+def test_each_energy_in_every_way(recorded, energy, compile):
     data = create_synthetic_data('divide', size_train=300, vec_size=2)
     options = dict(energy=energy, latent_dim=8, n_optimization_steps=3, step_size=0.3, num_steps=12, lr=1e-3, **QUIET)
     alone = [train_energy_model(*data, **options, seed=s, compile=False) for s in range(2)]
@@ -116,11 +116,19 @@ def test_a_thinking_curve_is_what_evaluation_finds():
 
 # Training controls
 
+def test_an_energy_and_all_controls_compiled():
+    "As above, but with the compiler itself"
+    data = create_synthetic_data('divide', size_train=300, vec_size=2)
+    options = dict(energy='bowl', latent_dim=8, n_optimization_steps=3, step_size=0.3, num_steps=12, lr=1e-3, **CONTROLS, **QUIET)
+    ways = [train_energy_model(*data, **options, compile=c) for c in (False, True)]
+    assert ways[1].history.settings['compile']
+    for p,q in zip(*(m.parameters() for m in ways)): torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-5)
+
 CONTROLS = dict(schedule='cosine', warmup=5, clip=0.5, weight_decay=0.1)
 
 @pytest.mark.parametrize('control', [*({k: v} for k,v in CONTROLS.items()), CONTROLS], ids=lambda c: '+'.join(c))
 @pytest.mark.parametrize('compile', [False, True])
-def test_controls_are_those_of_pytorch(control, compile):
+def test_controls_are_those_of_pytorch(recorded, control, compile):
     "Against a loop by hand, in double precision; a first loss of 1e3 makes sure that clipping does something"
     data = create_synthetic_data('add', size_train=200, vec_size=2)
     data = [torch.utils.data.TensorDataset(*(t.double() for t in ds.tensors)) for ds in data[:3]]

@@ -269,7 +269,7 @@ def test_an_earlier_run_is_replaced(tmp_path):
 def test_an_interrupted_run_without_results_leaves_an_earlier_one(tmp_path, monkeypatch, capsys):
     assert main([*SMALL, '--save', str(tmp_path)]) == 0
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    interrupt_once(monkeypatch, '_trained')
+    interrupt_once(monkeypatch, '_trained_models')
     assert main([*SMALL, '--save', str(tmp_path)]) == 130
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 

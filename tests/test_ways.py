@@ -9,7 +9,6 @@ import pytest, torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from torch import nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations
 from torch.utils.data import TensorDataset
 
@@ -289,16 +288,6 @@ def check(name, seeds, dtype, data_seed, compile):
     for m,s in zip(models, seeds):
         if not one_state: assert_same(m, by_hand(member(name, s, dtype), x, y, s), x, dtype, rounding_of(name, s, x, y, dtype))
     return 'plain' if way.runs is None else 'compiled' if way.compiled else 'side by side'
-
-@pytest.fixture
-def recorded(monkeypatch):
-    "Recordings are replayed as they are, not compiled, which takes seconds each"
-    def record(update, args):
-        with torch.no_grad(): return make_fx(update)(*(a.clone() for a in args))
-    monkeypatch.setattr(engine, 'compile_update', record)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        yield
 
 def seen(name, way, n, compile):
     "The outcome that is right for a kind"
