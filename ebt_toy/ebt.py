@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['checked_energy', 'slope', 'inner_step', 'Trajectory', 'register_rule', 'read_once', 'descend', 'EnergyFunction',
-           'register_energy', 'EBT', 'trace', 'train_energy_model', 'test_energy_model']
+           'register_energy', 'EBT', 'trace', 'train_energy_model', 'contexts', 'test_energy_model']
 
 # %% ../nbs/03_ebt.ipynb #f99050a1
 from typing import Callable, NamedTuple
@@ -18,7 +18,7 @@ from .budget import count_updates
 from .core import check_count, check_known, check_positive, generator, seed_list, strict
 from .data import Scoring, inputs_and_targets, scoring_for
 from .models import Encoded, own_part, precision, predict
-from .training import score, train_models
+from .training import fit_options, score, train_models
 from .update import device_of, guesses_for, mlp, n_rows, transformed
 
 # %% ../nbs/03_ebt.ipynb #1ba27418
@@ -256,7 +256,7 @@ def trace(
     y0:Tensor|None=None,       # First guesses, `(b, d_y)`; None draws them
     step_size:float|None=None, # α; None takes the model's own
     seed:int=0,                # Of drawn guesses and of noise
-    noise:float=0.,              # Standard deviation of the noise added after each step, in units of y; 0 adds none
+    noise:float=0.,            # Standard deviation of the noise added after each step, in units of y; 0 adds none
     rule:str='fixed'           # Name of a registered step rule
 ) -> Trajectory:               # Guesses and energies along the way
     """The whole path of the inner loop
@@ -277,8 +277,8 @@ def trace(
     n_steps = model.n_optimization_steps if n_steps is None else check_count('n_steps', n_steps)
     step_size = model.step_size if step_size is None else check_positive('step_size', step_size)
     y0 = guesses_for(model, n_rows(x), seed, device_of(x))[0] if y0 is None else y0
-    if model.encoder is not None: x = predict(model.encoder, x)
-    elif isinstance(x, Tensor): x = x.clone()      # an energy may write into what it is given
+    x = contexts(model, x)
+    if isinstance(x, Tensor): x = x.clone()      # an energy may write into what it is given
     if noise: check_positive('noise', noise)
     return descend(model.energy, x, y0, n_steps, step_size, noise=noise, g=generator(seed, 'noise', device=y0.device),
                    rule=rule)
@@ -353,26 +353,37 @@ def train_energy_model(
     Returns:
         Trained, with `history` and `test_dataset`; a list for several seeds
     """
-    own = dict(energy=energy, latent_dim=latent_dim, n_optimization_steps=n_optimization_steps, step_size=step_size)
-    opts = dict(num_steps=count_updates(num_steps, num_epochs, 10_000), batch_size=batch_size, lr=lr, report=report,
-                schedule=schedule, warmup=warmup, clip=clip, weight_decay=weight_decay, scoring=scoring,
-                eval_every=eval_every, compile=compile, callback=callback, progress=progress)
-    return _fit_ebt((train_dataset, val_dataset, test_dataset), input_dim, output_dim, encoder, seed, seeds, own, opts)
+    options = fit_options(locals()) | dict(num_steps=count_updates(num_steps, num_epochs, 10_000))
+    datasets,several = (train_dataset, val_dataset, test_dataset),seeds is not None and len(seed_list(seeds)) > 1
+    def build(seed, reader, width):
+        own = _own_energy(energy, width, output_dim, latent_dim, seed, several)
+        return EBT(own, output_dim, n_optimization_steps, step_size, encoder=reader)
+    if report:
+        report(f"First-order: weight gradients through the last of {n_optimization_steps} inner steps only, "
+               f"step size {step_size:g}")
+    return train_models(build, datasets, input_dim, output_dim, encoder, seed, seeds, **options)
 
 # %% ../nbs/03_ebt.ipynb #6d10c9e4
-def _fit_ebt(datasets, input_dim, output_dim, encoder, seed, seeds, own, opts):
-    "What `train_energy_model` does, with its arguments sorted into the model's `own` and the `opts` of `fit`"
-    several = seeds is not None and len(seed_list(seeds)) > 1
-    energy,steps,alpha = own['energy'],own['n_optimization_steps'],own['step_size']
-    def build(seed, reader, width):
-        if energy is None or isinstance(energy, str):
-            make = _energies[check_known('energy', energy or 'mlp', _energies)]
-            e = make(width, output_dim, own['latent_dim'], seed=seed)
-        else: e = own_part('energy', energy, seed, several)
-        return EBT(e, output_dim, steps, alpha, encoder=reader)
-    line = f"First-order: weight gradients through the last of {steps} inner steps only, step size {alpha:g}"
-    if opts['report']: opts['report'](line)
-    return train_models(build, datasets, input_dim, output_dim, encoder, seed, seeds, **opts)
+def _own_energy(energy, input_dim, output_dim, latent_dim, seed, several):
+    "The energy of one seed: made by name, by a factory, or copied"
+    if energy is not None and not isinstance(energy, str): return own_part('energy', energy, seed, several)
+    make = _energies[check_known('energy', energy or 'mlp', _energies)]
+    return make(input_dim, output_dim, latent_dim, seed=seed)
+
+def contexts(
+    model:EBT,   # May have an encoder
+    x            # Questions
+):               # What its energy gets for x, without gradients
+    """Questions as an energy reads them
+
+    Args:
+        model: May have an encoder
+        x: Questions
+
+    Returns:
+        What its energy gets for x, without gradients
+    """
+    return x if model.encoder is None else predict(model.encoder, x)
 
 # %% ../nbs/03_ebt.ipynb #f2c9b781
 def test_energy_model(

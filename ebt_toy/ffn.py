@@ -15,7 +15,7 @@ from .budget import count_updates
 from .core import strict
 from .data import Scoring
 from .models import Encoded
-from .training import train_models
+from .training import fit_options, train_models
 from .update import mlp
 
 # %% ../nbs/04_ffn.ipynb #7353c3ea
@@ -103,9 +103,7 @@ def train_feedforward(
     Returns:
         Trained, with `history` and `test_dataset`; a list for several seeds
     """
-    def build(seed, reader, width): return FeedForward(width, output_dim, latent_dim, activation, seed, encoder=reader)
-    options = dict(num_steps=count_updates(num_steps, num_epochs, 50_000), batch_size=batch_size, lr=lr, report=report,
-                   schedule=schedule, warmup=warmup, clip=clip, weight_decay=weight_decay, scoring=scoring,
-                   eval_every=eval_every, compile=compile, callback=callback, progress=progress)
+    options = fit_options(locals()) | dict(num_steps=count_updates(num_steps, num_epochs, 50_000))
     datasets = train_dataset,val_dataset,test_dataset
+    def build(seed, reader, width): return FeedForward(width, output_dim, latent_dim, activation, seed, encoder=reader)
     return train_models(build, datasets, input_dim, output_dim, encoder, seed, seeds, **options)

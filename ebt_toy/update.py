@@ -444,12 +444,13 @@ def plain_updates(
     """
     adam,done = as_adam(lr),state[0] if state else 0
     kind = torch.optim.AdamW if adam.weight_decay else torch.optim.Adam
-    opts = [kind(m.parameters(), lr=1e-3, weight_decay=adam.weight_decay) for m in models]
+    rate = 0. if callable(adam.lr) else adam.lr      # a schedule sets it before each update
+    opts = [kind(m.parameters(), lr=rate, weight_decay=adam.weight_decay) for m in models]
     for opt,params,m,v in zip(opts, *state[1:]) if state else (): _give_state(opt, params, done, m, v)
     for m in models: m.train()
     for t,i in enumerate(order, done + 1):
-        rate = adam.rates(torch.tensor([t], dtype=torch.float64)).item()
-        for opt in opts: opt.param_groups[0]['lr'] = rate
+        if callable(adam.lr):
+            for opt in opts: opt.param_groups[0]['lr'] = adam.lr(torch.tensor([t], dtype=torch.float64)).item()
         yield [_update(*one, loss, groups[i], adam.clip) for one in zip(models, opts, zip(*next(inputs[i])))]
 
 def _update(model, opt, drawn, loss, group, clip=None):
