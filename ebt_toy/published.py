@@ -6,6 +6,8 @@
 __all__ = ['published_data']
 
 # %% ../nbs/methods/02_published.ipynb #5bffaa2c
+from functools import partial
+
 import torch
 from torch.utils.data import TensorDataset
 
@@ -65,7 +67,5 @@ def _with_copy(data):
     return baselines(data) | {'copy of the input': (x - y).pow(2).mean().item()}
 
 for name,draw in dict(matrix_add=_addition, matrix_complete=_completion, matrix_inverse=_inverse).items():
-    def make(size_train, size_val, size_test, vec_size, device, seed=0, draw=draw):
-        return published_data(draw, size_train, size_val, size_test, vec_size, device, seed)
     simple = _with_copy if name == 'matrix_complete' else None
-    register_task(name, make, baselines=simple, test_kind=lambda **_: 'harder')
+    register_task(name, partial(published_data, draw), baselines=simple, test_kind=lambda **_: 'harder')

@@ -172,3 +172,7 @@ def test_from_run_main_and_the_command(capsys):
     assert main([*line.split(), *(a for k,v in shared.items() for a in (f'--{k}', str(v)))]) == 0
     out = capsys.readouterr().out
     assert f"EBT Model Training Finished | Test MSE: {results['ebt']['test_mse']:.6f}" in out and 'harder, 3×' in out
+
+@pytest.mark.parametrize('name', [*NUMBERWISE, 'apply', 'solve', 'sort'])
+def test_a_test_set_is_never_easier(name):
+    with pytest.raises(ValueError, match='hardness: expected a number above 1, got 0.5'): create_synthetic_data(name, 20, 5, 5, hardness=0.5)
