@@ -379,7 +379,8 @@ def _outcome(name, r, results):
     "A line of the report for a model whose training has ended"
     title,number = _recipes[name].title,format_number(r[f'test_{results.metric}'])
     if not len(r['history']): return f"✗ {title} Model Training Interrupted before its first evaluation"
-    return f"✓ {title} Model Training {r['status'].capitalize()} | Test {results.scoring.metric_name}: {number}"
+    mark = '✗' if r['status'] in ('diverged', 'interrupted') else '✓'
+    return f"{mark} {title} Model Training {r['status'].capitalize()} | Test {results.scoring.metric_name}: {number}"
 
 def _train_all(results, configs, report, fit_options):
     "Train one model after another, keeping each result as soon as it exists, until Ctrl-C"
