@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from .core import random_states, random_states_kept
 from .update import (BLOCK, UNTRAINABLE, Work, as_adam, as_read, count_work, device_of, group_order,
-                            input_streams, length_groups, mode, plain_updates, rows_of)
+                            input_streams, length_groups, mean_loss, mode, plain_updates, rows_of)
 
 # %% ../nbs/engine/03_engine.ipynb #ad010323
 def _tensors(model):
@@ -122,7 +122,7 @@ def _functional(model, loss):
     def one(theta, values, x, y, *guess):
         tensors = [part.view_as(p) for p,part in zip(like.values(), theta.split(sizes))] + list(values)
         given = {k: tensors[order[id(t)]] for k,t in named.items()}
-        return loss(functional_call(model, given, (as_read(x), *guess), tie_weights=False), y)
+        return mean_loss(loss, functional_call(model, given, (as_read(x), *guess), tie_weights=False), y)
     return one,len(fixed)
 
 def _update_for(model, loss, n, x, clip=None):

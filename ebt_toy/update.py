@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['activations', 'BLOCK', 'GUESS_ROWS', 'MAX_GROUPS', 'UNTRAINABLE', 'mlp', 'count_params', 'Work', 'count_work',
-           'batches', 'draw_guesses', 'guesses_for', 'draws', 'rows_of', 'n_rows', 'device_of', 'is_text', 'prepared',
-           'as_read', 'mode', 'transformed', 'row_lengths', 'length_groups', 'group_order', 'input_streams', 'Adam',
-           'as_adam', 'plain_updates']
+           'batches', 'draw_guesses', 'training_draws', 'guesses_for', 'draws', 'rows_of', 'n_rows', 'device_of',
+           'is_text', 'prepared', 'as_read', 'mode', 'transformed', 'row_lengths', 'length_groups', 'group_order',
+           'input_streams', 'mean_loss', 'Adam', 'as_adam', 'plain_updates']
 
 # %% ../nbs/engine/02_update.ipynb #3b5fbe6c
 from contextlib import contextmanager
@@ -142,6 +142,23 @@ def draw_guesses(
     """
     return (model.initial_guess(n, g),) if hasattr(model, 'initial_guess') else ()
 
+def training_draws(
+    model:nn.Module,    # May have `training_draws(n, generator)`
+    n:int,              # Rows
+    g:torch.Generator   # Source of randomness
+) -> tuple:             # What to pass to `forward` after the guess: tensors of `n` rows
+    """Further random input, in training only
+
+    Args:
+        model: May have `training_draws(n, generator)`
+        n: Rows
+        g: Source of randomness
+
+    Returns:
+        What to pass to `forward` after the guess: tensors of `n` rows
+    """
+    return tuple(model.training_draws(n, g)) if hasattr(model, 'training_draws') else ()
+
 GUESS_ROWS = 1024   # Rows for which random input is drawn at once outside training
 
 def guesses_for(
@@ -190,8 +207,8 @@ def draws(
     order,g = (generator(seed, kind, *stream, device=device) for kind in ('batches', 'noise'))
     rows = batches(n, BLOCK*batch_size, order)
     while True:
-        guesses = draw_guesses(model, BLOCK*batch_size, g)
-        yield next(rows).view(BLOCK, batch_size),*(z.view(BLOCK, batch_size, *z.shape[1:]) for z in guesses)
+        drawn = draw_guesses(model, BLOCK*batch_size, g) + training_draws(model, BLOCK*batch_size, g)
+        yield next(rows).view(BLOCK, batch_size),*(z.view(BLOCK, batch_size, *z.shape[1:]) for z in drawn)
 
 # %% ../nbs/engine/02_update.ipynb #4e0f2596
 def rows_of(
@@ -377,9 +394,26 @@ def input_streams(
         for blocks in zip(*drawn): yield from zip(*(torch.stack(parts, dim=1) for parts in zip(*blocks)))
     return [of_group(i, x) for i,(x,_) in enumerate(groups)]
 
+def mean_loss(
+    loss:Callable,   # `(prediction, target) -> scalar`
+    p,               # A prediction, or a tuple of several
+    y:Tensor         # Target of each
+) -> Tensor:         # Scalar
+    """The loss of a prediction; in training a model may return several, and then it is their mean
+
+    Args:
+        loss: `(prediction, target) -> scalar`
+        p: A prediction, or a tuple of several
+        y: Target of each
+
+    Returns:
+        Scalar
+    """
+    return sum(loss(q, y) for q in p)/len(p) if isinstance(p, tuple) else loss(p, y)
+
 def _loss_of(model, loss, x, y, rows, guess):
     "The loss of a model on some rows of a data set"
-    return loss(model(as_read(rows_of(x, rows)), *guess), y[rows])
+    return mean_loss(loss, model(as_read(rows_of(x, rows)), *guess), y[rows])
 
 def _give_state(opt, params, step, m, v):
     "Let an optimizer continue from a state of Adam that is kept in flat rows"
