@@ -330,11 +330,11 @@ def _model_lines(name, r, results):
     m,label = results.metric,results.scoring.metric_name
     if not len(r['history']): return [f"{_recipes[name].title} Model: interrupted before its first evaluation"]
     shell = f"; shell {format_number(r[f'shell_{m}'])}" if f'shell_{m}' in r else ''
-    cost,each = '',' per seed'*(len(r['models']) > 1)
+    cost,(each,together) = '',(' per seed', ' for all') if len(r['models']) > 1 else ('', '')
     if r['model']: cost = f"{r['n_params']:,} weights, {r['flops']/1e12:.3g} TFLOP of training{each}, "
     test,val = (f"{format_number(r[f'{s}_{m}'])}{_spread_of(r, f'{s}_{m}')}" for s in ('test', 'val'))
     return [f"{_recipes[name].title} Model Test {label}: {test}{shell}",
-            f"    {r['status']}: {cost}{r['seconds']:.1f} s; Val {label}: {val}"]
+            f"    {r['status']}: {cost}{r['seconds']:.1f} s{together}; Val {label}: {val}"]
 
 def _verdict(results):
     "Which model was best, by how much, and how sure that is"
@@ -346,7 +346,8 @@ def _verdict(results):
     (wins,n),title = paired_wins(results, *best[:2]),[_recipes[k].title for k in best[:2]]
     lo,hi = wilson(wins, n)
     won = f"{title[0]} beats {title[1]} in {wins} of {n} seeds"
-    return lines + [f"{won}: {wins/n:.0%}, 95 % interval {lo:.0%} to {hi:.0%}"]
+    few = ", too few to call a winner"*(lo < 0.5 < hi)
+    return lines + [f"{won}: {wins/n:.0%}, 95 % interval {lo:.0%} to {hi:.0%}{few}"]
 
 # %% ../nbs/05_runner.ipynb #7467c297
 def _banner(*lines): return '\n'.join(['='*80, *lines, '='*80])
