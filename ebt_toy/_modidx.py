@@ -666,6 +666,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'ebt_toy.training.train_models': ('training.html#train_models', 'ebt_toy/training.py')},
             'ebt_toy.update': { 'ebt_toy.update.Adam': ('engine/update.html#adam', 'ebt_toy/update.py'),
                                 'ebt_toy.update.Adam.rates': ('engine/update.html#adam.rates', 'ebt_toy/update.py'),
+                                'ebt_toy.update.Product': ('engine/update.html#product', 'ebt_toy/update.py'),
+                                'ebt_toy.update.Product.forward': ('engine/update.html#product.forward', 'ebt_toy/update.py'),
                                 'ebt_toy.update.Work': ('engine/update.html#work', 'ebt_toy/update.py'),
                                 'ebt_toy.update._Observer': ('engine/update.html#_observer', 'ebt_toy/update.py'),
                                 'ebt_toy.update._Observer.__torch_dispatch__': ( 'engine/update.html#_observer.__torch_dispatch__',
