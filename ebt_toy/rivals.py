@@ -73,7 +73,7 @@ def _checked_share(name, value):
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1: return value
     raise ValueError(f"{name}: expected a number from 0 to 1, got {value!r}")
 
-def _first_guesses(self:Recurrent, n, g):
+def _random_starts(self:Recurrent, n, g):
     "First guesses for `n` rows, `(n, d_y)`: standard normal, or 0"
     like = dict(device=g.device, dtype=precision(self) or torch.float32)
     if self.start == 'zeros': return torch.zeros(n, self.output_dim, **like)
@@ -85,7 +85,7 @@ def _walk_on(self:Recurrent, x, y, n_steps, carried):
         with torch.set_grad_enabled(torch.is_grad_enabled() and n_steps - k <= carried): y = self.step(x, y)
         yield y
 
-Recurrent.initial_guess,Recurrent.walk = _first_guesses,_walk_on
+Recurrent.initial_guess,Recurrent.walk = _random_starts,_walk_on
 
 # %% ../nbs/methods/06_rivals.ipynb #e967ab73
 def resting_step(

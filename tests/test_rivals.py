@@ -220,7 +220,7 @@ def test_layers_by_hand():
 
 def test_arithmetic_finds_the_rule():
     data = create_synthetic_data('multiply', size_train=2000, vec_size=2)
-    models = train_arithmetic(*data, num_steps=1200, lr=1e-2, schedule='cosine', seeds=4, compile=False, **QUIET)
+    models = train_arithmetic(*data, num_steps=800, lr=1e-2, schedule='cosine', seeds=4, compile=False, **QUIET)
     assert sorted(m.history.rows()[-1]['test_loss'] for m in models)[1] < 1e-6
 
 # From the runner and the command line
