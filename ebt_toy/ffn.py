@@ -20,7 +20,7 @@ from .update import mlp
 
 # %% ../nbs/04_ffn.ipynb #7353c3ea
 class FeedForward(Encoded):
-    """A feedforward network: three hidden layers, one pass from x to y
+    """A feedforward network: hidden layers of equal width, one pass from x to y
 
     Args:
         input_dim: Numbers in x
@@ -29,6 +29,7 @@ class FeedForward(Encoded):
         activation: One of `ebt_toy.update.activations`
         seed: Of the initial weights
         encoder: Reads x; the network then gets its output in place of x
+        n_layers: Hidden layers
     """
     def __init__(self,
         input_dim:int,        # Numbers in x
@@ -36,10 +37,12 @@ class FeedForward(Encoded):
         latent_dim:int=128,   # Width of the hidden layers
         activation:str='relu',# One of `ebt_toy.update.activations`
         seed:int=0,           # Of the initial weights
-        encoder:nn.Module|None=None # Reads x; the network then gets its output in place of x
+        encoder:nn.Module|None=None,# Reads x; the network then gets its output in place of x
+        n_layers:int=3        # Hidden layers
     ):
         super().__init__(encoder)
-        self.config = dict(input_dim=input_dim, output_dim=output_dim, latent_dim=latent_dim, activation=activation)
+        self.config = dict(input_dim=input_dim, output_dim=output_dim, latent_dim=latent_dim, activation=activation,
+                           n_layers=n_layers)
         self.net = mlp(**self.config, seed=seed)
 
     def forward(self, x): return self.net(self.context(x))   # (b, d_x) -> (b, d_y)
@@ -61,6 +64,7 @@ def train_feedforward(
     seed:int=0,                   # Of weights and batch order
     seeds=None,                   # Several of them, or how many: trains as many models side by side
     encoder:Callable|None=None,   # A module that reads x, or `seed -> module`; None: `TokenEncoder` for token ids
+    n_layers:int=3,               # Hidden layers
     report:Callable|None=print,   # Receives each line of the report; None is quiet
     schedule:str='constant',      # Learning rate over the run: 'constant', or 'cosine' down to 0
     warmup:int=0,                 # Updates over which it rises first
@@ -89,6 +93,7 @@ def train_feedforward(
         seed: Of weights and batch order
         seeds: Several of them, or how many: trains as many models side by side
         encoder: A module that reads x, or `seed -> module`; None: `TokenEncoder` for token ids
+        n_layers: Hidden layers
         report: Receives each line of the report; None is quiet
         schedule: Learning rate over the run: 'constant', or 'cosine' down to 0
         warmup: Updates over which it rises first
@@ -105,5 +110,5 @@ def train_feedforward(
     """
     options = fit_options(locals()) | dict(num_steps=count_updates(num_steps, num_epochs, 50_000))
     datasets = train_dataset,val_dataset,test_dataset
-    def build(seed, reader, width): return FeedForward(width, output_dim, latent_dim, activation, seed, encoder=reader)
+    def build(s, reader, width): return FeedForward(width, output_dim, latent_dim, activation, s, reader, n_layers)
     return train_models(build, datasets, input_dim, output_dim, encoder, seed, seeds, **options)
