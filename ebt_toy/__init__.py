@@ -8,7 +8,7 @@ from ebt_toy.data import create_synthetic_data, register_elementwise, register_t
 from ebt_toy.encoder import TokenEncoder
 from ebt_toy.ebt import EBT, EnergyFunction, test_energy_model, trace, train_energy_model
 from ebt_toy.ffn import FeedForward, train_feedforward
-from ebt_toy import energies, pairs, published       # which make energies and tasks known by their names
+from ebt_toy import energies, pairs, published, rivals    # which make energies, tasks and models known by their names
 from ebt_toy.thinking import plot_thinking, thinking_curve
 from ebt_toy.listops import ListOpsError, draw_tree, evaluate, parse, render
 from ebt_toy.files import read_dataset

@@ -366,20 +366,20 @@ class EBT(Encoded):
 
 # %% ../nbs/03_ebt.ipynb #ad13c05f
 def inverses(
-    H:Tensor,        # Symmetric matrices, `(b, d, d)`
-    rounds:int=20    # Each doubles the range of curvatures that are inverted
+    H:Tensor,        # Matrices, `(b, d, d)`
+    rounds:int=20    # Each doubles the squared range of singular values that are inverted
 ) -> Tensor:         # `(b, d, d)`; directions a thousand times flatter than the steepest get less than their inverse
     """Inverses by Newton's iteration A ← A(2 − HA) (Schulz 1933): products only, so that it can be compiled
 
     Args:
-        H: Symmetric matrices, `(b, d, d)`
-        rounds: Each doubles the range of curvatures that are inverted
+        H: Matrices, `(b, d, d)`
+        rounds: Each doubles the squared range of singular values that are inverted
 
     Returns:
         `(b, d, d)`; directions a thousand times flatter than the steepest get less than their inverse
     """
-    size = H.abs().sum(-1).amax(-1)[:, None, None].clamp(min=1e-30)
-    A = H/size**2
+    size = H.abs().sum(-1).amax(-1)*H.abs().sum(-2).amax(-1)
+    A = H.mT/size[:, None, None].clamp(min=1e-30)
     for _ in range(rounds): A = 2*A - A @ H @ A
     return A
 

@@ -91,7 +91,7 @@ Recurrent.initial_guess,Recurrent.walk = _random_starts,_walk_on
 def resting_step(
     step:Callable,   # `(b, d_y) -> (b, d_y)`, differentiable
     y:Tensor,        # Where its repetition has come to rest
-    rounds:int=26    # Of `inverses`; what it cannot invert in them, where I − J is nearly singular, counts less
+    rounds:int=20    # Of `inverses`; what it cannot invert in them, where I − J is nearly singular, counts less
 ) -> Tensor:         # `step(y)`, with the gradients of the rest point to the weights
     """One more step, with the gradients of the point where all steps rest: (I − J)⁻¹ ∂step/∂θ
 
@@ -108,8 +108,7 @@ def resting_step(
     with torch.no_grad():
         J = torch.stack([slope(lambda y: step(y)[:, i].sum(), y) for i in range(y.shape[1])], dim=1)
         M = torch.eye(y.shape[1], dtype=y.dtype, device=y.device) - J
-        inverse = inverses(M.mT @ M, rounds) @ M.mT
-    return new.detach() + (inverse @ (new - new.detach())[..., None])[..., 0]
+    return new.detach() + (inverses(M, rounds) @ (new - new.detach())[..., None])[..., 0]
 
 def _answer(self:Recurrent, x, y0=None, seed=0):
     "Predictions `(b, d_y)` for x, from drawn guesses `y0` or from those under `seed`"
