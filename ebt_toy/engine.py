@@ -465,7 +465,7 @@ def _side_by_side(models, way, lr, loss, inputs, turn, state):
     params,done = [list(_trainable(m).values()) for m in models],state[0].done
     with stacked(models) as theta:
         (m,v),fixed,place = _means(theta, state),_fixed_values(models),_touched(models, way)
-        scales = (s for i in count() for s in adam_scales(lr, 1 + done + i*BLOCK, theta))
+        scales = (s for first in count(1 + done, BLOCK) for s in adam_scales(lr, first, theta))
         pool = torch.cuda.graph_pool_handle() if way.compiled and theta.is_cuda else None
         steps = [_stepper(run, [theta, m, v, *tree_leaves(g), *fixed], pool) for run,g in zip(way.runs, way.groups)]
         try:

@@ -424,7 +424,7 @@ def run_main(
     report:Callable|None=print,   # Receives each line of the report; None is quiet
     task_options:dict|None=None,  # Options of the task, passed to `create_synthetic_data`
     eval_every:int|None=None,     # Updates between evaluations; None evaluates ten times
-    callback:Callable|None=None,  # `callback(model, history)` after each evaluation; False ends the run of that model
+    callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; False ends the run of that model
     progress:bool=True,           # Show progress bars where someone can watch them
     data:SyntheticData|None=None, # Data in place of what the task makes, e.g. from `read_data`; they bring their sizes
     **settings                    # `<name>_config` of other models, or settings for each model that has them
@@ -447,7 +447,7 @@ def run_main(
         report: Receives each line of the report; None is quiet
         task_options: Options of the task, passed to `create_synthetic_data`
         eval_every: Updates between evaluations; None evaluates ten times
-        callback: `callback(model, history)` after each evaluation; False ends the run of that model
+        callback: `(model, history)`, after each evaluation; False ends the run of that model
         progress: Show progress bars where someone can watch them
         data: Data in place of what the task makes, e.g. from `read_data`; they bring their sizes
         **settings: `<name>_config` of other models, or settings for each model that has them
