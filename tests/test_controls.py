@@ -139,6 +139,11 @@ def test_run_main_and_the_command(tmp_path, capsys):
     assert main(['--model_type', 'ffn', '--keep_best', 'yes', *given]) == 2
     assert capsys.readouterr().err == "ebt_toy: task 'add', ffn: keep_best: expected True or False, got 'yes'\n"
 
+def test_warmup_from_run_main():
+    shared = dict(vec_size=2, size_train=20, size_val=8, size_test=8, latent_dim=8, num_steps=20, **QUIET)
+    assert run_main('add', **shared, model_type='ffn', warmup=19)['ffn']['config']['warmup'] == 19
+    with pytest.raises(ValueError, match="task 'add', ebt: warmup: expected a whole number from 0 to 19, got 20"): run_main('add', **shared, warmup=20)
+
 @pytest.mark.parametrize('bad, message', [(dict(patience=0), 'patience: expected a whole number of at least 1, got 0'), (dict(patience=1.5), 'patience: expected a whole number'),
     (dict(keep_best=1), 'keep_best: expected True or False, got 1'), (dict(callback=3), 'callback: expected a function or a list of functions, got 3'),
     (dict(callback=[print, None]), 'callback: expected a function or a list of functions, got None'), (dict(history={}), 'history: expected a History, got dict')])
