@@ -506,7 +506,9 @@ def train_energy_model(
     scoring:Scoring|None=None,    # Loss and metric; None takes what suits the targets
     eval_every:int|None=None,     # Updates between evaluations; None evaluates ten times
     compile:bool|str='auto',      # Compile the updates: True, False, or 'auto' for where it pays
-    callback:Callable|None=None,  # `callback(model, history)` after each evaluation; if it returns False, the run ends
+    patience:int|None=None,       # End after so many evaluations without a new minimum of the validation loss
+    keep_best:bool=False,         # At the end, put the weights of its best validation loss into each model
+    callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; if one returns False, the run ends
     progress:bool=True            # Show a progress bar where someone can watch it
 ) -> EBT|list:                    # Trained, with `history` and `test_dataset`; a list for several seeds
     """Train an energy-based model; raises `ValueError` on bad input
@@ -543,7 +545,9 @@ def train_energy_model(
         scoring: Loss and metric; None takes what suits the targets
         eval_every: Updates between evaluations; None evaluates ten times
         compile: Compile the updates: True, False, or 'auto' for where it pays
-        callback: `callback(model, history)` after each evaluation; if it returns False, the run ends
+        patience: End after so many evaluations without a new minimum of the validation loss
+        keep_best: At the end, put the weights of its best validation loss into each model
+        callback: `(model, history)`, after each evaluation; if one returns False, the run ends
         progress: Show a progress bar where someone can watch it
 
     Returns:

@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from .core import random_states, random_states_kept
-from .update import (BLOCK, UNTRAINABLE, Work, as_adam, as_read, count_work, device_of, group_order,
+from .update import (BLOCK, UNTRAINABLE, AdamState, Work, as_adam, as_read, count_work, device_of, group_order,
                             input_streams, length_groups, mean_loss, mode, plain_updates, rows_of)
 
 # %% ../nbs/engine/03_engine.ipynb #ad010323
@@ -454,23 +454,32 @@ def _touched(models, way):
     "The first place where a model has changed since the way was chosen"
     return next((k for m,b in zip(models, way.facts) if (k := _changed(b, _facts(m)))), None)
 
-def _side_by_side(models, way, lr, loss, inputs, turn):
+def _means(theta, state):
+    "Adam's two means for all models, as matrices"
+    def rows(k): return [torch.zeros_like(t) if s.m is None else getattr(s, k).to(t) for t,s in zip(theta, state)]
+    return [torch.stack(rows(k)) for k in 'mv']
+
+def _side_by_side(models, way, lr, loss, inputs, turn, state):
     "Adam updates of all models at once, until something other than weights is changed"
     for m in models: m.train()
-    params = [list(_trainable(m).values()) for m in models]
+    params,done = [list(_trainable(m).values()) for m in models],state[0].done
     with stacked(models) as theta:
-        state,fixed = [theta, torch.zeros_like(theta), torch.zeros_like(theta)],_fixed_values(models)
-        scales,done,place = (s for i in count() for s in adam_scales(lr, 1 + i*BLOCK, theta)),0,_touched(models, way)
+        (m,v),fixed,place = _means(theta, state),_fixed_values(models),_touched(models, way)
+        scales = (s for first in count(1 + done, BLOCK) for s in adam_scales(lr, first, theta))
         pool = torch.cuda.graph_pool_handle() if way.compiled and theta.is_cuda else None
-        steps = [_stepper(run, [*state, *tree_leaves(g), *fixed], pool) for run,g in zip(way.runs, way.groups)]
-        while place is None:
-            i,done = next(turn),done + 1
-            steps[i](next(scales), *next(inputs[i]))
-            if (yield):
-                place = _touched(models, way)
-                for ps,row in zip(params, theta): _as_view(ps, row)
+        steps = [_stepper(run, [theta, m, v, *tree_leaves(g), *fixed], pool) for run,g in zip(way.runs, way.groups)]
+        try:
+            while place is None:
+                i = next(turn)
+                steps[i](next(scales), *next(inputs[i]))
+                done += 1
+                if (yield):
+                    place = _touched(models, way)
+                    for ps,row in zip(params, theta): _as_view(ps, row)
+        finally:
+            for s,means in zip(state, zip(m, v)): s.done,(s.m,s.v) = done,means
     warnings.warn(f"from update {done + 1:,} on training takes the plain way, since {place} was changed", stacklevel=2)
-    yield from plain_updates(models, way.groups, lr, loss, inputs, turn, (done, params, *state[1:]))
+    yield from plain_updates(models, way.groups, lr, loss, inputs, turn, state, params)
 
 # %% ../nbs/engine/03_engine.ipynb #da7908d1
 def updates(
@@ -482,7 +491,8 @@ def updates(
     loss:Callable,      # `(prediction, target) -> scalar`
     seeds:list,         # Of batch order and initial guesses, one per model
     compile:bool|str=False,  # Compile the update: True, False, or 'auto' if that changes nothing
-    way:Way|None=None   # From `choose_way`; None chooses
+    way:Way|None=None,  # From `choose_way`; None chooses
+    state:list|None=None     # Per model an `AdamState`: goes on from there, and is up to date once the stream is closed
 ):                      # Yields after each update of all models, without end; close it when done
     """Adam updates, one at a time; raises `ValueError` as `choose_way` does
 
@@ -496,14 +506,17 @@ def updates(
         seeds: Of batch order and initial guesses, one per model
         compile: Compile the update: True, False, or 'auto' if that changes nothing
         way: From `choose_way`; None chooses
+        state: Per model an `AdamState`: goes on from there, and is up to date once the stream is closed
 
     Returns:
         Yields after each update of all models, without end; close it when done
     """
     way = choose_way(models, x, y, batch_size, loss, seeds, compile, lr) if way is None else way
     inputs,turn = input_streams(models, way.groups, batch_size, seeds),iter(group_order(len(way.groups)))
-    if way.runs is None: return plain_updates(models, way.groups, lr, loss, inputs, turn)
-    return _side_by_side(models, way, lr, loss, inputs, turn)
+    state = [AdamState() for _ in models] if state is None else state
+    for i in islice(turn, state[0].done): next(inputs[i])      # what the updates made so far have drawn
+    if way.runs is None: return plain_updates(models, way.groups, lr, loss, inputs, turn, state)
+    return _side_by_side(models, way, lr, loss, inputs, turn, state)
 
 # %% ../nbs/engine/03_engine.ipynb #784fa347
 def update_work(

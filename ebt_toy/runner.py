@@ -15,7 +15,7 @@ from typing import Callable
 import numpy as np
 import torch
 
-from .budget import count_updates
+from .budget import count_updates, learning_rate
 from .core import check_count, check_known, device_name, get_device, seed_list, tell, wilson
 from .data import (SyntheticData, check_data, create_synthetic_data, get_task, inputs_and_targets, scoring_for,
                           with_tensors)
@@ -170,9 +170,12 @@ def all_configs(
 # %% ../nbs/05_runner.ipynb #94fb6cd7
 def _rehearse(name, config, tiny, scoring):
     "One update of a model on tiny data, so that bad settings fail early"
-    count_updates(config.get('num_steps'), config.get('num_epochs'), 1)
-    short = copy.deepcopy(config) | dict(num_steps=1) | ({'num_epochs': None} if 'num_epochs' in config else {})
-    try: model = _recipes[name].train(*tiny, **short, seed=0, report=None, scoring=scoring, progress=False)
+    steps = count_updates(config.get('num_steps'), config.get('num_epochs'), 10**9)
+    one = {k: v for k,v in dict(num_epochs=None, warmup=0).items() if k in config} | dict(num_steps=1)
+    short = copy.deepcopy(config) | one
+    try:
+        if 'warmup' in config: learning_rate(1., steps, warmup=config['warmup'])
+        model = _recipes[name].train(*tiny, **short, seed=0, report=None, scoring=scoring, progress=False)
     except DivergedError: pass    # a matter for the run itself, which keeps the history
     except ValueError as e: raise ValueError(f"{name}: {e}") from None
     else:
@@ -425,7 +428,7 @@ def run_main(
     report:Callable|None=print,   # Receives each line of the report; None is quiet
     task_options:dict|None=None,  # Options of the task, passed to `create_synthetic_data`
     eval_every:int|None=None,     # Updates between evaluations; None evaluates ten times
-    callback:Callable|None=None,  # `callback(model, history)` after each evaluation; False ends the run of that model
+    callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; False ends the run of that model
     progress:bool=True,           # Show progress bars where someone can watch them
     data:SyntheticData|None=None, # Data in place of what the task makes, e.g. from `read_data`; they bring their sizes
     **settings                    # `<name>_config` of other models, or settings for each model that has them
@@ -448,7 +451,7 @@ def run_main(
         report: Receives each line of the report; None is quiet
         task_options: Options of the task, passed to `create_synthetic_data`
         eval_every: Updates between evaluations; None evaluates ten times
-        callback: `callback(model, history)` after each evaluation; False ends the run of that model
+        callback: `(model, history)`, after each evaluation; False ends the run of that model
         progress: Show progress bars where someone can watch them
         data: Data in place of what the task makes, e.g. from `read_data`; they bring their sizes
         **settings: `<name>_config` of other models, or settings for each model that has them

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from .budget import (SMALL_WORK, describe_budget, forward_work, free_memory, learning_rate, seeds_at_once,
                             threads_for)
+from .controls import begun, best_kept, every_callback, going_on, why_stop
 from .core import check_count, check_positive, progress_bar, seed_list, seeded, strict
 from .data import (Scoring, SyntheticData, check_dataset, classification, inputs_and_targets, regression,
                           scoring_for)
@@ -106,21 +107,25 @@ def _goes_on(models, callback, history):
 
 def _run_group(models, x, y, history, loss, compile, wanted, report, watch, progress):
     "Train a group of models side by side and fill their history"
-    s,seeds,adam = history.settings,history.settings['seeds'],_adam(history.settings)
-    with _timed(history), threads_for(len(models)*forward_work(models[0], x, s['batch_size'])):
-        way = choose_way(models, x, y, s['batch_size'], loss, seeds, compile, adam)
+    s,adam,start,before = history.settings,_adam(history.settings),history.state[0].done,len(history)
+    known,work = history.columns.get('step', [])[-1:],len(models)*forward_work(models[0], x, s['batch_size'])
+    with best_kept(models, history, 'keep_best' in s) as best, _timed(history), threads_for(work):
+        way = choose_way(models, x, y, s['batch_size'], loss, s['seeds'], compile, adam)
         s['compile'],changed = way.compiled,None
         report(_describe_way(way, wanted, len(models)))
-        stream = updates(models, x, y, s['batch_size'], adam, loss, seeds, way=way)
-        with closing(stream), progress_bar(s['num_steps'], 'updates', progress) as bar:
-            for step in range(s['num_steps'] + 1):
-                if step: stream.send(changed), bar.update()
+        stream = updates(models, x, y, s['batch_size'], adam, loss, s['seeds'], way=way, state=history.state)
+        with closing(stream), progress_bar(s['num_steps'] - start, 'updates', progress) as bar:
+            for step in range(start, s['num_steps'] + 1):
+                if step > start: stream.send(changed), bar.update()
                 changed = None
-                if step % s['eval_every'] and step < s['num_steps']: continue
-                if not watch(models, history, step) and step < s['num_steps']:
+                if step % s['eval_every'] and step < s['num_steps'] or step in known: continue
+                goes_on,stale = watch(models, history, step, best),why_stop(history, s.get('patience'), before)
+                if step < s['num_steps'] and (stale or not goes_on):
                     history.status = 'stopped'
+                    if stale: report(stale)
                     break
-                changed = True if step else None      # a callback may have changed the models: look at them again
+                changed = True if step > start else None   # a callback may have changed the models: look at them again
+    if 'best_steps' in s: report(f"Best weights kept: those of update {', '.join(f'{n:,}' for n in s['best_steps'])}")
     return history
 
 # %% ../nbs/02_training.ipynb #b840e3fd
@@ -150,7 +155,7 @@ def _timed(history):
     except KeyboardInterrupt:
         history.status,n = 'interrupted',min(map(len, history.columns.values()), default=0)
         for column in history.columns.values(): del column[n:]       # a row that was being written
-    finally: history.seconds = time.perf_counter() - start
+    finally: history.seconds += time.perf_counter() - start
 
 # %% ../nbs/02_training.ipynb #e8afc8bc
 def check_splits(
@@ -217,7 +222,7 @@ def _check_scoring(scoring, p, y):
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"scoring: expected a {name} that is one number, got {got}")
 
-def _run_settings(x, num_steps, batch_size, lr, eval_every, schedule, warmup, clip, weight_decay):
+def _run_settings(x, num_steps, batch_size, lr, eval_every, schedule, warmup, clip, weight_decay, patience, keep_best):
     "The settings of a run, checked"
     check_count('num_steps', num_steps)
     eval_every = max(1, num_steps//10) if eval_every is None else check_count('eval_every', eval_every)
@@ -225,7 +230,10 @@ def _run_settings(x, num_steps, batch_size, lr, eval_every, schedule, warmup, cl
     learning_rate(check_positive('lr', lr), num_steps, schedule, warmup)
     if clip is not None: check_positive('clip', clip)
     if weight_decay: check_positive('weight_decay', weight_decay)
-    more = dict(schedule=schedule*(schedule != 'constant'), warmup=warmup, clip=clip, weight_decay=weight_decay)
+    if patience is not None: check_count('patience', patience)
+    if not isinstance(keep_best, bool): raise ValueError(f"keep_best: expected True or False, got {keep_best!r}")
+    more = dict(schedule=schedule*(schedule != 'constant'), warmup=warmup, clip=clip, weight_decay=weight_decay,
+                patience=patience, keep_best=keep_best)
     asked = {k: v for k,v in more.items() if v}
     return dict(num_steps=num_steps, batch_size=batch_size, lr=lr, eval_every=eval_every) | asked
 
@@ -235,9 +243,9 @@ def _adam(s):
     return Adam(rate, s.get('clip'), s.get('weight_decay', 0.))
 
 # %% ../nbs/02_training.ipynb #0a5d4b43
-def _plan(models, x, y, scoring, seeds, settings, compile, report):
+def _plan(models, x, y, scoring, seeds, settings, compile, report, done=0):
     "Try the models on two rows; then seeds to train at once, and whether and why to compile"
-    batch_size,num_steps,device = settings['batch_size'],settings['num_steps'],device_of(x)
+    batch_size,num_steps,device = settings['batch_size'],settings['num_steps'] - done,device_of(x)
     for m,s in zip(models, seeds):
         with seeded(s, 'lazy', device=device):      # lazy parts take shape
             p = _check_prediction(predict(m, rows_of(x, slice(2))), y[:2])
@@ -247,7 +255,7 @@ def _plan(models, x, y, scoring, seeds, settings, compile, report):
     settings |= dict(compile=wanted, update_flops=cost.flops)
     large = device.type == 'cpu' and forward_work(models[0], x, batch_size) >= SMALL_WORK   # one keeps all cores busy
     size = 1 if large else seeds_at_once(cost.bytes, free_memory(device), len(models))
-    report(describe_budget(num_steps, batch_size, n_rows(x)))
+    report(f"After update {done:,}: "*(done > 0) + describe_budget(num_steps, batch_size, n_rows(x)))
     if len(models) > 1: report(f"{len(models)} seeds, {size} at a time; medians below")
     return size,wanted and compile,why
 
@@ -275,7 +283,10 @@ def fit(
     seeds=None,                   # For a list of models: as many seeds
     eval_every:int|None=None,     # Updates between evaluations; None evaluates ten times
     compile:bool|str='auto',      # Compile the updates: True, False, or 'auto' for where it pays
-    callback:Callable|None=None,  # `callback(model, history)` after each evaluation; if it returns False, the run ends
+    patience:int|None=None,       # End after so many evaluations without a new minimum of any seed's validation loss
+    keep_best:bool=False,         # At the end, put the weights of its best validation loss into each model
+    history:History|None=None,    # Of an earlier run of this model: make `num_steps` more updates from there
+    callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; if one returns False, the run ends
     report:Callable|None=None,    # Called with each line of the report, e.g. `print`
     progress:bool=True            # Show a progress bar where someone can watch it
 ) -> History:                     # Losses and metrics at each evaluation, settings, time, and how the run ended
@@ -298,33 +309,38 @@ def fit(
         seeds: For a list of models: as many seeds
         eval_every: Updates between evaluations; None evaluates ten times
         compile: Compile the updates: True, False, or 'auto' for where it pays
-        callback: `callback(model, history)` after each evaluation; if it returns False, the run ends
+        patience: End after so many evaluations without a new minimum of any seed's validation loss
+        keep_best: At the end, put the weights of its best validation loss into each model
+        history: Of an earlier run of this model: make `num_steps` more updates from there
+        callback: `(model, history)`, after each evaluation; if one returns False, the run ends
         report: Called with each line of the report, e.g. `print`
         progress: Show a progress bar where someone can watch it
 
     Returns:
         Losses and metrics at each evaluation, settings, time, and how the run ended
     """
-    options,models = fit_options(locals()),model if isinstance(model, list) else [model]
-    splits,single = check_splits((train_dataset, val_dataset, test_dataset)),seeds is None
-    history = _train(models, splits, [seed] if single else seeds, single, **options)
+    options,models,single = fit_options(locals()),model if isinstance(model, list) else [model],seeds is None
+    splits = check_splits((train_dataset, val_dataset, test_dataset))
+    history = _train(models, splits, [seed] if single else seeds, single, history, **options)
     return history.of_seed(0) if single else history
 
 # %% ../nbs/02_training.ipynb #62143aaf
-def _train(models, splits, seeds, single, num_steps=1000, batch_size=64, lr=1e-3, schedule='constant', warmup=0,
-           clip=None, weight_decay=0., scoring=None, eval_every=None, compile='auto', callback=None, report=None,
-           progress=True):
+def _train(models, splits, seeds, single, earlier, num_steps=1000, batch_size=64, lr=1e-3, schedule='constant',
+           warmup=0, clip=None, weight_decay=0., scoring=None, eval_every=None, compile='auto', patience=None,
+           keep_best=False, callback=None, report=None, progress=True):
     "What `fit` does with splits that were checked; a callback and an error get the history of a single model unwrapped"
     _check_place()
-    seeds,say = seed_list(seeds),report or (lambda line: None)
+    seeds,say,callback = seed_list(seeds),report or (lambda line: None),every_callback(callback)
     if len(seeds) != len(models):
         raise ValueError(f"seeds: expected as many as models ({len(models)}), got {len(seeds)}")
     splits = {n: _as_trained(models[0], n, *xy, say) for n,xy in splits.items()}
     x,y = splits['train']
-    settings = _run_settings(x, num_steps, batch_size, lr, eval_every, schedule, warmup, clip, weight_decay)
-    watcher = callback
+    settings = _run_settings(x, num_steps, batch_size, lr, eval_every, schedule, warmup, clip, weight_decay, patience,
+                             keep_best)
+    if earlier is not None: earlier = going_on(earlier, models, seeds, settings)
+    watcher,scoring = callback,scoring or scoring_for(y)
     if single and callback: watcher = lambda models, history: callback(models[0], history.of_seed(0))
-    try: return _fit(models, splits, seeds, scoring or scoring_for(y), settings, compile, watcher, report, progress)
+    try: return _fit(models, splits, seeds, scoring, settings, compile, watcher, report, progress, earlier)
     except DivergedError as e:
         if single: e.history = e.history.of_seed(0)
         raise
@@ -340,27 +356,35 @@ def fit_options(
     Returns:
         Those that `fit` takes too, by name
     """
-    return {k: given[k] for k in list(inspect.signature(_train).parameters)[4:]}
+    return {k: given[k] for k in list(inspect.signature(_train).parameters)[5:]}
 
 # %% ../nbs/02_training.ipynb #1e1356b9
-def _fit(models, splits, seeds, scoring, settings, compile, callback, report, progress):
+def _fit(models, splits, seeds, scoring, settings, compile, callback, report, progress, earlier):
     "Train models on splits that were checked, in groups that fit into the memory; their history"
-    (x,y),n_val = splits['train'],n_rows(splits['val'][0])
-    size,compile,why = _plan(models, x, y, scoring, seeds, settings, compile, report or (lambda line: None))
+    (x,y),n_val,say = splits['train'],n_rows(splits['val'][0]),report or (lambda line: None)
+    done = 0 if earlier is None else earlier.state[0].done
+    size,compile,why = _plan(models, x, y, scoring, seeds, settings, compile, say, done)
     watched,histories = splits | dict(train=(rows_of(x, slice(n_val)), y[:n_val])),[]
-    def watch(models, history, step):
+    if earlier is not None: _check_columns(earlier, models, splits, scoring)
+    def watch(models, history, step, best):
         history.add(dict(step=step) | _score_all(models, watched, scoring))
         if report:
             with tqdm.external_write_mode(): report(format_row(history.rows()[-1]))
         _check_finite(history)
+        if best: best.note(history)
         return _goes_on(models, callback, history)
     for i in range(0, len(models), size):
         say = report if report and not i else lambda line: None
-        history = History(settings=settings | dict(seeds=seeds[i:i + size]))
-        group = models[i:i + size]
+        history,group = begun(settings, seeds[i:i + size], earlier, i),models[i:i + size]
         histories.append(_run_group(group, x, y, history, scoring.loss, compile, why, say, watch, progress))
         if history.status == 'interrupted': break
     return merge_histories(histories)
+
+def _check_columns(earlier, models, splits, scoring):
+    "Refuse to go on from a history with other columns than this run will have"
+    few = {k: (rows_of(x, slice(2)), y[:2]) for k,(x,y) in splits.items()}
+    had,has = list(earlier.columns)[1:],list(_score_all(models[:1], few, scoring))
+    if len(earlier) and had != has: raise ValueError(f"history: expected the columns {has}, got {had}")
 
 # %% ../nbs/02_training.ipynb #961341ab
 def train_models(
@@ -395,7 +419,7 @@ def train_models(
         reader = encoder_for(x, encoder, s, len(seeds) > 1)
         return build(s, reader, reader.dim if reader else input_dim).to(device_of(x))
     models = [made(s) for s in seeds]
-    history,scoring = _train(models, splits, seeds, single, **options),options.get('scoring') or scoring_for(y)
+    history,scoring = _train(models, splits, seeds, single, None, **options),options.get('scoring') or scoring_for(y)
     models = models[:len(history.settings['seeds'])]      # Ctrl-C may leave the last groups untouched
     for i,m in enumerate(models): m.history,m.test_dataset,m.scoring = history.of_seed(i),datasets[2],scoring
     return models[0].eval() if single else [m.eval() for m in models]

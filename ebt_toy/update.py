@@ -6,10 +6,11 @@
 __all__ = ['activations', 'BLOCK', 'GUESS_ROWS', 'MAX_GROUPS', 'UNTRAINABLE', 'Product', 'mlp', 'count_params', 'Work',
            'count_work', 'batches', 'draw_guesses', 'training_draws', 'guesses_for', 'draws', 'rows_of', 'n_rows',
            'device_of', 'is_text', 'prepared', 'as_read', 'mode', 'transformed', 'row_lengths', 'length_groups',
-           'group_order', 'input_streams', 'mean_loss', 'Adam', 'as_adam', 'plain_updates']
+           'group_order', 'input_streams', 'mean_loss', 'Adam', 'as_adam', 'AdamState', 'plain_updates']
 
 # %% ../nbs/engine/02_update.ipynb #3b5fbe6c
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Callable, NamedTuple
 
@@ -427,11 +428,9 @@ def _loss_of(model, loss, x, y, rows, guess):
     "The loss of a model on some rows of a data set"
     return mean_loss(loss, model(as_read(rows_of(x, rows)), *guess), y[rows])
 
-def _give_state(opt, params, step, m, v):
-    "Let an optimizer continue from a state of Adam that is kept in flat rows"
-    for p,*state in zip(params, *(r.split([p.numel() for p in params]) for r in (m, v))):
-        step_mean_square = dict(zip(('exp_avg', 'exp_avg_sq'), (s.view_as(p).clone() for s in state)))
-        opt.state[p] = dict(step=torch.tensor(float(step))) | step_mean_square
+def _learned(model):
+    "The weights of a model that training changes"
+    return [p for p in model.parameters() if p.requires_grad]
 
 # %% ../nbs/engine/02_update.ipynb #c187cf46
 UNTRAINABLE = ("model: expected predictions that depend on its trainable weights, got ones without a gradient in them "
@@ -464,41 +463,6 @@ def as_adam(
     """
     return lr if isinstance(lr, Adam) else Adam(lr)
 
-# %% ../nbs/engine/02_update.ipynb #81a446cb
-def plain_updates(
-    models:list,      # Modules, trained in place
-    groups:list,      # `(x, y)` of each group of rows
-    lr,               # Learning rate, or `Adam`
-    loss:Callable,    # `(prediction, target) -> scalar`
-    inputs:list,      # From `input_streams`
-    order,            # From `group_order`
-    state=None        # A state of Adam to continue from: updates made, parameters, means, mean squares
-):                    # Yields the losses of all models after each update
-    """Adam updates as most people write them, one model after another
-
-    Args:
-        models: Modules, trained in place
-        groups: `(x, y)` of each group of rows
-        lr: Learning rate, or `Adam`
-        loss: `(prediction, target) -> scalar`
-        inputs: From `input_streams`
-        order: From `group_order`
-        state: A state of Adam to continue from: updates made, parameters, means, mean squares
-
-    Returns:
-        Yields the losses of all models after each update
-    """
-    adam,done = as_adam(lr),state[0] if state else 0
-    kind = torch.optim.AdamW if adam.weight_decay else torch.optim.Adam
-    rate = 0. if callable(adam.lr) else adam.lr      # a schedule sets it before each update
-    opts = [kind(m.parameters(), lr=rate, weight_decay=adam.weight_decay) for m in models]
-    for opt,params,m,v in zip(opts, *state[1:]) if state else (): _give_state(opt, params, done, m, v)
-    for m in models: m.train()
-    for t,i in enumerate(order, done + 1):
-        if callable(adam.lr):
-            for opt in opts: opt.param_groups[0]['lr'] = adam.lr(torch.tensor([t], dtype=torch.float64)).item()
-        yield [_update(*one, loss, groups[i], adam.clip) for one in zip(models, opts, zip(*next(inputs[i])))]
-
 def _update(model, opt, drawn, loss, group, clip=None):
     "One update of one model; its loss"
     rows,*guess = drawn
@@ -509,3 +473,74 @@ def _update(model, opt, drawn, loss, group, clip=None):
     if clip: nn.utils.clip_grad_norm_(model.parameters(), clip)
     opt.step()
     return value
+
+# %% ../nbs/engine/02_update.ipynb #d835b6f5
+@dataclass
+class AdamState:
+    """How far Adam has come with one model
+
+    Attributes:
+        done: Updates made
+        m: Running mean of the gradients of all trainable weights, in one row; None is 0
+        v: Running mean of their squares
+        last: The weights at that time, where the model has got others since
+    """
+    done:int = 0           # Updates made
+    m:Tensor|None = None   # Running mean of the gradients of all trainable weights, in one row; None is 0
+    v:Tensor|None = None   # Running mean of their squares
+    last:list|None = None  # The weights at that time, where the model has got others since
+
+def _give_state(opt, params, state):
+    "Let an optimizer continue from a state of Adam"
+    if state.m is None: return
+    for p,*means in zip(params, *(r.split([p.numel() for p in params]) for r in (state.m, state.v))):
+        means = dict(zip(('exp_avg', 'exp_avg_sq'), (r.view_as(p).to(p, copy=True) for r in means)))
+        opt.state[p] = dict(step=torch.tensor(float(state.done))) | means
+
+def _take_state(opt, params, state, done):
+    "Write down how far an optimizer has come"
+    def mean(p, k): return opt.state[p].get(k, torch.zeros_like(p)).detach().flatten().to(params[0].device)
+    def row(k): return torch.cat([mean(p, k) for p in params])
+    state.m,state.v,state.done = row('exp_avg'),row('exp_avg_sq'),done
+
+# %% ../nbs/engine/02_update.ipynb #81a446cb
+def plain_updates(
+    models:list,      # Modules, trained in place
+    groups:list,      # `(x, y)` of each group of rows
+    lr,               # Learning rate, or `Adam`
+    loss:Callable,    # `(prediction, target) -> scalar`
+    inputs:list,      # From `input_streams`
+    order,            # From `group_order`
+    state:list|None=None,  # Per model an `AdamState` to go on from, brought up to date at the end
+    params:list|None=None  # Per model the weights that it is about; None takes those that are trainable
+):                    # Yields the losses of all models after each update
+    """Adam updates as most people write them, one model after another
+
+    Args:
+        models: Modules, trained in place
+        groups: `(x, y)` of each group of rows
+        lr: Learning rate, or `Adam`
+        loss: `(prediction, target) -> scalar`
+        inputs: From `input_streams`
+        order: From `group_order`
+        state: Per model an `AdamState` to go on from, brought up to date at the end
+        params: Per model the weights that it is about; None takes those that are trainable
+
+    Returns:
+        Yields the losses of all models after each update
+    """
+    adam,done,params = as_adam(lr),state[0].done if state else 0,params or list(map(_learned, models))
+    kind = torch.optim.AdamW if adam.weight_decay else torch.optim.Adam
+    rate = 0. if callable(adam.lr) else adam.lr      # a schedule sets it before each update
+    opts = [kind(m.parameters(), lr=rate, weight_decay=adam.weight_decay) for m in models]
+    for one in zip(opts, params, state or ()): _give_state(*one)
+    for m in models: m.train()
+    try:
+        for t,i in enumerate(order, done + 1):
+            if callable(adam.lr):
+                for opt in opts: opt.param_groups[0]['lr'] = adam.lr(torch.tensor([t], dtype=torch.float64)).item()
+            losses = [_update(*one, loss, groups[i], adam.clip) for one in zip(models, opts, zip(*next(inputs[i])))]
+            done = t
+            yield losses
+    finally:
+        for one in zip(opts, params, state or ()): _take_state(*one, done)
