@@ -158,7 +158,9 @@ def train_recurrent(
     scoring:Scoring|None=None,    # Loss and metric; None takes what suits the targets
     eval_every:int|None=None,     # Updates between evaluations; None evaluates ten times
     compile:bool|str='auto',      # Compile the updates: True, False, or 'auto' for where it pays
-    callback:Callable|None=None,  # `callback(model, history)` after each evaluation; if it returns False, the run ends
+    patience:int|None=None,       # End after so many evaluations without a new minimum of any seed's validation loss
+    keep_best:bool=False,         # At the end, put the weights of its best validation loss into each model
+    callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; if one returns False, the run ends
     progress:bool=True            # Show a progress bar where someone can watch it
 ) -> Recurrent|list:              # Trained, with `history` and `test_dataset`; a list for several seeds
     """Train a network that is repeated, without an energy; raises `ValueError` on bad input
@@ -191,7 +193,9 @@ def train_recurrent(
         scoring: Loss and metric; None takes what suits the targets
         eval_every: Updates between evaluations; None evaluates ten times
         compile: Compile the updates: True, False, or 'auto' for where it pays
-        callback: `callback(model, history)` after each evaluation; if it returns False, the run ends
+        patience: End after so many evaluations without a new minimum of any seed's validation loss
+        keep_best: At the end, put the weights of its best validation loss into each model
+        callback: `(model, history)`, after each evaluation; if one returns False, the run ends
         progress: Show a progress bar where someone can watch it
 
     Returns:
@@ -277,7 +281,9 @@ def train_ensemble(
     scoring:Scoring|None=None,    # Loss and metric; None takes what suits the targets
     eval_every:int|None=None,     # Updates between evaluations; None evaluates ten times
     compile:bool|str='auto',      # Compile the updates: True, False, or 'auto' for where it pays
-    callback:Callable|None=None,  # `callback(model, history)` after each evaluation; if it returns False, the run ends
+    patience:int|None=None,       # End after so many evaluations without a new minimum of any seed's validation loss
+    keep_best:bool=False,         # At the end, put the weights of its best validation loss into each model
+    callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; if one returns False, the run ends
     progress:bool=True            # Show a progress bar where someone can watch it
 ) -> Ensemble|list:               # Trained, with `history` and `test_dataset`; a list for several seeds
     """Train several feedforward networks in one model; raises `ValueError` on bad input
@@ -307,7 +313,9 @@ def train_ensemble(
         scoring: Loss and metric; None takes what suits the targets
         eval_every: Updates between evaluations; None evaluates ten times
         compile: Compile the updates: True, False, or 'auto' for where it pays
-        callback: `callback(model, history)` after each evaluation; if it returns False, the run ends
+        patience: End after so many evaluations without a new minimum of any seed's validation loss
+        keep_best: At the end, put the weights of its best validation loss into each model
+        callback: `(model, history)`, after each evaluation; if one returns False, the run ends
         progress: Show a progress bar where someone can watch it
 
     Returns:
@@ -387,7 +395,9 @@ def train_arithmetic(
     scoring:Scoring|None=None,    # Loss and metric; None takes what suits the targets
     eval_every:int|None=None,     # Updates between evaluations; None evaluates ten times
     compile:bool|str='auto',      # Compile the updates: True, False, or 'auto' for where it pays
-    callback:Callable|None=None,  # `callback(model, history)` after each evaluation; if it returns False, the run ends
+    patience:int|None=None,       # End after so many evaluations without a new minimum of any seed's validation loss
+    keep_best:bool=False,         # At the end, put the weights of its best validation loss into each model
+    callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; if one returns False, the run ends
     progress:bool=True            # Show a progress bar where someone can watch it
 ) -> Arithmetic|list:             # Trained, with `history` and `test_dataset`; a list for several seeds
     """Train a NAU and an NMU layer, without their sparsity penalty; raises `ValueError` on bad input
@@ -414,7 +424,9 @@ def train_arithmetic(
         scoring: Loss and metric; None takes what suits the targets
         eval_every: Updates between evaluations; None evaluates ten times
         compile: Compile the updates: True, False, or 'auto' for where it pays
-        callback: `callback(model, history)` after each evaluation; if it returns False, the run ends
+        patience: End after so many evaluations without a new minimum of any seed's validation loss
+        keep_best: At the end, put the weights of its best validation loss into each model
+        callback: `(model, history)`, after each evaluation; if one returns False, the run ends
         progress: Show a progress bar where someone can watch it
 
     Returns:
