@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rank_correlation', 'auroc', 'disagreement', 'doubts', 'bootstrap', 'confidence', 'plot_confidence']
 
-# %% ../nbs/methods/09_confidence.ipynb #27c08657
+# %% ../nbs/methods/09_confidence.ipynb #34270e74
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from .style import COLORS, legend, new_axes
 from .thinking import best_of
 from .update import device_of, guesses_for, n_rows
 
-# %% ../nbs/methods/09_confidence.ipynb #ba0395b7
+# %% ../nbs/methods/09_confidence.ipynb #2e123086
 def _ranks(a):
     "Ranks from 1; equal values share their mean rank"
     _,place,count = np.unique(a, return_inverse=True, return_counts=True)
@@ -47,7 +47,7 @@ def auroc(
     doubt,       # `(n,)`: larger should mean wrong
     wrong        # `(n,)`: whether it was
 ) -> float:      # From 0 to 1
-    """How often a wrong answer has more doubt than a right one, ties half; NaN where a doubt is NaN or one kind is missing
+    """How often a wrong answer has more doubt than a right one; NaN where a doubt is NaN, or all are wrong or none
 
     Args:
         doubt: `(n,)`: larger should mean wrong
@@ -61,7 +61,7 @@ def auroc(
     if np.isnan(doubt).any() or n in (0, len(wrong)): return float('nan')
     return float((_ranks(doubt)[wrong].sum() - n*(n + 1)/2)/(n*(len(wrong) - n)))
 
-# %% ../nbs/methods/09_confidence.ipynb #d57c0361
+# %% ../nbs/methods/09_confidence.ipynb #ac7ee3df
 def _at_rest(f, y):
     "Energy, slope, distance to the bottom as Newton sees it, and flatness, at guesses y"
     g,H = slope(lambda y: f(y).sum(), y).detach(),hessian(f, y).detach()
@@ -90,7 +90,7 @@ def disagreement(
     members = torch.stack([predict(m, x) for m in ensemble])
     return (members - members.mean(0)).pow(2).sum(-1).mean(0).sqrt()
 
-# %% ../nbs/methods/09_confidence.ipynb #1aee2734
+# %% ../nbs/methods/09_confidence.ipynb #071dbf7e
 def _doubts(f, down, y, shake, g):
     "All doubts that one answer gives rise to, from the energy `f` of a guess and the descent `down` from one"
     noise = torch.randn(y.shape, generator=g, device=y.device, dtype=y.dtype)
@@ -135,7 +135,7 @@ def doubts(
     gone = ~y.isfinite().all(1)
     return y,{name: d.masked_fill(gone | d.isnan(), torch.inf) for name,d in found.items()}
 
-# %% ../nbs/methods/09_confidence.ipynb #fbb5eb34
+# %% ../nbs/methods/09_confidence.ipynb #152e195c
 def bootstrap(
     f,              # `row numbers -> float`
     n:int,          # Questions
@@ -197,7 +197,7 @@ def confidence(
         return r | dict(wrong=wrong.mean().item())
     return [row(name, d.cpu().numpy()) for name,d in found.items()]
 
-# %% ../nbs/methods/09_confidence.ipynb #9159bc57
+# %% ../nbs/methods/09_confidence.ipynb #023041f5
 def plot_confidence(
     tables:dict,         # Name -> rows of `confidence`; names with 'OOD' in them are orange, all others blue
     ax=None,             # Matplotlib axes; None makes new ones

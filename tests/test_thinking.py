@@ -1,6 +1,7 @@
 "Longer and safer descents: closed forms, one way against another, and what may never happen."
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -8,9 +9,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from ebt_toy import create_synthetic_data, train_energy_model
+from ebt_toy.confidence import auroc, bootstrap, confidence, disagreement, doubts, plot_confidence, rank_correlation
 from ebt_toy.core import generator
 from ebt_toy.data import uniform
-from ebt_toy.ebt import EBT, EnergyFunction, Trajectory, _rules, descend, hessian, trace
+from ebt_toy.ebt import EBT, EnergyFunction, Trajectory, _rules, descend, trace
 from ebt_toy.energies import Bilinear
 from ebt_toy.models import predict
 from ebt_toy.thinking import (best_of, newton_step, plot_thinking, plot_thinking_map, settle, step_flops, thinking_curve,
@@ -65,8 +67,8 @@ def test_an_energy_without_a_bottom_stays_finite(rule):
 
 @pytest.fixture(scope='module')
 def divider():
-    data = create_synthetic_data('divide', size_train=2000, size_val=200, size_test=200, vec_size=1)
-    options = dict(latent_dim=16, num_steps=300, lr=1e-2, schedule='cosine', clip=1., compile=False)
+    data = create_synthetic_data('divide', size_train=1000, size_val=50, size_test=50, vec_size=1)
+    options = dict(latent_dim=16, num_steps=200, eval_every=200, lr=1e-2, schedule='cosine', clip=1., compile=False)
     return train_energy_model(*data, energy='bilinear', **options, **QUIET),data
 
 def test_wide_divisors_in_a_trained_check(divider):
@@ -180,3 +182,100 @@ def test_labels_of_a_curve_do_not_collide():
     assert {'10', '200'} <= {t.get_text() for t in ax.texts} and len(boxes) >= 8
     assert not any(a.overlaps(b) for i,a in enumerate(boxes) for b in boxes[:i])
     assert not plot_thinking(dict(a=rows(1)), x='steps').texts
+
+# Confidence
+
+@given(st.integers(2, 12).flatmap(lambda n: st.tuples(*(st.lists(st.integers(-3, 3), min_size=n, max_size=n),)*2)))
+def test_auroc_counts_pairs(ab):
+    d,wrong = ab[0],[v > 0 for v in ab[1]]
+    pairs = [(a, b) for a,v in zip(d, wrong) if v for b,w in zip(d, wrong) if not w]
+    if not pairs: assert math.isnan(auroc(d, wrong))
+    else:
+        assert auroc(d, wrong) == pytest.approx(sum((a > b) + 0.5*(a == b) for a,b in pairs)/len(pairs))
+        assert auroc([-a for a in d], wrong) == pytest.approx(1 - auroc(d, wrong))
+
+@given(st.permutations(range(9)), st.permutations(range(9)))
+def test_rank_correlation_in_closed_form(a, b):
+    "Without ties 1 − 6 Σ d²/(n³ − n); and only the order counts"
+    expected = 1 - 6*sum((x - y)**2 for x,y in zip(a, b))/(9**3 - 9)
+    assert rank_correlation(a, b) == pytest.approx(expected) == pytest.approx(rank_correlation(np.exp(a), np.power(b, 3)))
+
+def test_both_measures_are_those_of_scipy():
+    stats = pytest.importorskip('scipy.stats')
+    g = np.random.default_rng(0)
+    a,b = g.integers(0, 10, 50),g.integers(0, 10, 50)
+    assert rank_correlation(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+    u = stats.mannwhitneyu(a[b > 5], a[b <= 5]).statistic
+    assert auroc(a, b > 5) == pytest.approx(u/((b > 5).sum()*(b <= 5).sum()))
+
+def test_what_has_no_value_is_nan():
+    nan = math.nan
+    found = [rank_correlation([1, nan], [1, 2]), rank_correlation([1, 1], [1, 2]), auroc([nan, 1, 2], [True, False, True]),
+             auroc([1, 2], [False, False]), *bootstrap(lambda i: nan, 5)]
+    assert all(map(math.isnan, found))
+    assert auroc([math.inf, 1, 2], [True, False, False]) == 1.
+
+def test_a_bootstrap_interval_is_about_as_wide_as_theory_has_it():
+    v = np.random.default_rng(0).normal(size=400)
+    low,high = bootstrap(lambda i: v[i].mean(), 400, 1000)
+    assert low < v.mean() < high and (high - low)/(2*1.96*v.std()/20) == pytest.approx(1, abs=0.1)
+    assert bootstrap(lambda i: v[i].mean(), 400, 50, seed=1) == bootstrap(lambda i: v[i].mean(), 400, 50, seed=1)
+
+def bowl(n_steps=5, **kw): return EBT(Ellipse(4., 0.5), 2, n_steps, 0.2, **kw)
+
+def test_doubts_on_a_bowl_in_closed_form():
+    x = normal(20, 2)
+    y,d = doubts(bowl(), x, shake=0.3)
+    assert torch.equal(y, predict(bowl(), x))
+    lam,left = torch.tensor([4., 0.5]),y - x
+    torch.testing.assert_close(d['energy'], 0.5*(lam*left**2).sum(1))
+    torch.testing.assert_close(d['slope'], (lam*left).norm(dim=1))
+    torch.testing.assert_close(d['newton'], left.norm(dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(d['flatness'], torch.full((20,), 2.))
+    torch.testing.assert_close(d['spread'], best_of(bowl(), x, 8).spread)
+    shrink = (1 - 0.2*lam)**5
+    moved = shrink*(left + 0.3*normal_shake(20)) - left
+    torch.testing.assert_close(d['shaken'], moved.norm(dim=1), rtol=1e-4, atol=1e-5)
+
+def normal_shake(n): return torch.randn(n, 2, generator=generator(0, 'shake'))
+
+def test_a_perfect_doubt_and_a_blind_one():
+    "On a bowl with its bottom in the right place the Newton step is the error; the flatness is the same for all"
+    x = normal(60, 2)
+    rows = {r['signal']: r for r in confidence(bowl(), TensorDataset(x, x), 0.3, rounds=30)}
+    assert 0 < rows['newton']['wrong'] < 1 and rows['newton']['auroc'] == 1. == pytest.approx(rows['newton']['rank'], abs=1e-3)
+    assert rows['newton']['auroc_low'] == rows['newton']['auroc_high'] == 1.
+    for r in rows.values(): assert not r['auroc'] < r['auroc_low'] and not r['auroc'] > r['auroc_high']
+
+def test_answers_that_ran_off_have_infinite_doubt():
+    wide = EBT(lambda x, y: 0.5*(x*y*y).sum(1), 1, 120, 1.)         # x > 2 diverges
+    x = torch.tensor([[0.5]]*5 + [[4.]]*5)
+    y,d = doubts(wide, x)
+    assert all(v[:5].isfinite().all() and v[5:].isinf().all() for v in d.values()) and not y[5:].isfinite().any()
+    assert all(r['auroc'] == 1. for r in confidence(wide, TensorDataset(x, 0*x), 1., rounds=5))
+
+def test_disagreement_of_models():
+    "Two members that differ by c are |c|/2 from their mean; or a module says it itself"
+    class Shifted(nn.Module):
+        def __init__(self, c): super().__init__(); self.c = c
+        def forward(self, x): return x + self.c
+        def spread(self, x): return self.c*torch.ones_like(x)
+    x = normal(4, 2)
+    torch.testing.assert_close(disagreement([Shifted(0.), Shifted(3.)], x), torch.full((4,), 3*2**0.5/2))
+    torch.testing.assert_close(disagreement(Shifted(3.), x), torch.full((4,), 3*2**0.5))
+    assert 'ensemble' in doubts(bowl(), x, Shifted(3.))[1] and 'ensemble' not in doubts(bowl(), x)[1]
+    assert 'spread' not in doubts(bowl(start='zeros'), x)[1]
+
+@pytest.mark.parametrize('bad, message', [(dict(tolerance=0), 'tolerance: expected a finite number above 0'), (dict(n_starts=0), 'n_starts: expected a whole number'),
+    (dict(model=nn.Linear(2, 2)), 'model: expected an EBT, got Linear'), (dict(shake=-1), 'shake: expected a finite number above 0'), (dict(labels=True), 'dataset: expected numbers in y, got labels')])
+def test_confidence_refuses(bad, message):
+    bad = dict(bad)
+    y = torch.zeros(3, dtype=torch.long) if bad.pop('labels', False) else torch.zeros(3, 2)
+    with pytest.raises(ValueError, match=message):
+        confidence(**dict(model=bowl(), dataset=TensorDataset(torch.zeros(3, 2), y), tolerance=1.) | bad)
+
+def test_the_figure_shows_each_value():
+    rows = confidence(bowl(), TensorDataset(normal(20, 2), normal(20, 2)), 0.3, rounds=5)
+    ax = plot_confidence(dict(ID=rows, OOD=rows), value='rank')
+    assert [t.get_text() for t in ax.get_yticklabels()] == [r['signal'] for r in rows]
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [r['rank'] for r in rows])
