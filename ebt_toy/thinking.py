@@ -255,8 +255,9 @@ def _label_steps(ax, lines):
     def place(line): return ax.transData.transform(np.array([p[:2] for p in line]))
     def between(xy): return np.concatenate([np.linspace(a, b, 40) for a,b in zip(xy, [*xy[1:], xy[-1]])])
     taken = np.concatenate([between(place(line)) for line in lines])
-    for x,y,n in (p for line in lines for p in line):
-        for dx,dy,ha,va in ((0, 4, 'center', 'bottom'), (4, 2, 'left', 'bottom'), (0, -4, 'center', 'top')):
+    spots = [(0, 4, 'center', 'bottom'), (4, 2, 'left', 'bottom'), (0, -4, 'center', 'top')]
+    for k,(x,y,n) in ((k, p) for k,line in enumerate(lines) for p in line):
+        for dx,dy,ha,va in spots[::-1] if k % 2 else spots:    # every other line has its numbers below
             text = ax.annotate(str(n), (x, y), (dx, dy), textcoords='offset points', ha=ha, va=va, fontsize=7)
             box = text.get_window_extent().padded(1)
             if not ((taken > box.min)&(taken < box.max)).all(1).any(): break
