@@ -158,6 +158,7 @@ def bootstrap(
     found = found[~np.isnan(found)]
     return tuple(np.quantile(found, [0.025, 0.975]).tolist()) if len(found) else (float('nan'),)*2
 
+# %% ../nbs/methods/09_confidence.ipynb #027bb230
 def confidence(
     model:EBT,        # Trained
     dataset,          # `(x, y)`, y numbers; in distribution or not
