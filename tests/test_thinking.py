@@ -99,7 +99,7 @@ def test_settled_answers_are_those_of_the_path(divider, rule):
     model,data = divider
     x = data.test_dataset.tensors[0][:40]
     rest,way = settle(model, x, 1e-2, 30, rule),trace(model, x, 30, rule=rule)
-    assert len(set(rest.steps.tolist())) > 1 or rule == 'newton'
+    assert len(set(rest.steps.tolist())) > 1 or rule not in ('fixed', 'backtracking')
     torch.testing.assert_close(rest.answer, way.guesses[rest.steps, torch.arange(40)], rtol=0, atol=0)
     assert ((rest.slope < 1e-2) | (rest.steps == 30)).all()
 
