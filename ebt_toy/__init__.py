@@ -8,14 +8,16 @@ from ebt_toy.data import create_synthetic_data, register_elementwise, register_t
 from ebt_toy.encoder import TokenEncoder
 from ebt_toy.ebt import EBT, EnergyFunction, test_energy_model, trace, train_energy_model
 from ebt_toy.ffn import FeedForward, train_feedforward
-from ebt_toy import energies, pairs, published, rivals    # which make energies, tasks and models known by their names
-from ebt_toy.thinking import plot_thinking, thinking_curve
+from ebt_toy import energies, pairs, published, puzzles, rivals, several    # which make energies, tasks and models known by their names
+from ebt_toy.thinking import best_of, plot_thinking, plot_thinking_map, settle, thinking_curve, thinking_map
+from ebt_toy.confidence import confidence, plot_confidence
 from ebt_toy.listops import ListOpsError, draw_tree, evaluate, parse, render
 from ebt_toy.files import read_dataset
 from ebt_toy.generate import Forest, stream
 from ebt_toy.ladder import listops_baselines
 from ebt_toy.models import predict
 from ebt_toy.history import History
+from ebt_toy.controls import log_to
 from ebt_toy.training import DivergedError, baselines, fit
 from ebt_toy.runner import register_model, run_main
 from ebt_toy.saving import save_results

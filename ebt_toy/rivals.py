@@ -19,8 +19,9 @@ from torch.utils.data import TensorDataset
 from .budget import count_updates
 from .core import check_count, check_known, generator, seeded, strict
 from .data import Scoring
-from .ebt import Practice, Trajectory, checked_practice, contexts, inverses, slope
+from .ebt import Trajectory, contexts, slope
 from .models import Encoded, precision
+from .practice import Practice, checked_practice, inverses
 from .runner import register_model
 from .training import fit_options, train_models
 from .update import device_of, guesses_for, mlp, n_rows

@@ -8,7 +8,8 @@ from hypothesis import given, settings, strategies as st
 
 from ebt_toy.core import generator
 from ebt_toy.data import create_synthetic_data, with_tensors
-from ebt_toy.ebt import EBT, EnergyFunction, hessian, implicit_step, inverses, trace, train_energy_model
+from ebt_toy.ebt import EBT, EnergyFunction, hessian, implicit_step, trace, train_energy_model
+from ebt_toy.practice import inverses
 from ebt_toy.energies import Bowl
 from ebt_toy.runner import run_main
 
