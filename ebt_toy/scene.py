@@ -29,7 +29,7 @@ from .plots import (Line, Plane, contour_levels, energy_line, energy_plane, numb
 from .style import COLORS, FFN, TRUTH
 from .models import predict
 
-# %% ../nbs/explorer/04_scene.ipynb #665dcb5e
+# %% ../nbs/explorer/04_scene.ipynb #88dcc521
 MOST_STEPS,LONGEST_STEP = 60,100.   # Largest values of two sliders
 MORE_STEPS = 200                    # Inner steps where thinking longer pays
 
@@ -226,7 +226,7 @@ def _random_questions(shown, in_range, n=500):
     return draw(n, len(shown.x)//(1 + (shown.task == 'divide')), *(easy if in_range else harder(2.)), g)
 
 
-# %% ../nbs/explorer/04_scene.ipynb #3e1b9d24
+# %% ../nbs/explorer/04_scene.ipynb #dfa2215d
 class Comparison(NamedTuple):
     """A model and its rival on many questions
 
@@ -334,8 +334,6 @@ def _surface(model, x, dims, limit, at):
     if len(dims) > 1: return energy_plane(model, x, dims, (-limit, limit), at)
     return energy_line(model, x, *dims, (-limit, limit), at)
 
-
-# %% ../nbs/explorer/04_scene.ipynb #0a35a876
 def _ruled(model, x, y0, view):
     "A descent by a step rule and the step that would come next; once all paths rest, no further step is computed"
     (given,of),guesses = read_once(model.energy, x),[y0]
@@ -346,6 +344,8 @@ def _ruled(model, x, y0, view):
     energies = torch.stack([of(given, y) for y in guesses[:-1]])
     return Trajectory(guesses[:-1], energies),guesses[-1] - guesses[-2]
 
+
+# %% ../nbs/explorer/04_scene.ipynb #d68382e5
 def _paths(model, x, y0, view):
     "All descents: the paths, which diverged, lengths of the steps, the next step, the path that ends lowest"
     if view.rule == 'fixed':
@@ -356,8 +356,6 @@ def _paths(model, x, y0, view):
     lost = ~(moves[-1] < LOST)                 # also where it is not a number
     return path,lost,moves,ahead,torch.where(lost, math.inf, path.energies[-1]).argmin().item()
 
-
-# %% ../nbs/explorer/04_scene.ipynb #28799a64
 def _curved(model, x, ends, best):
     "The bowls that touch the energy at the ends of paths"
     given,of = read_once(model.energy, x)
@@ -579,7 +577,7 @@ def _moving_sentence(shown, scene, view):
     zigzags = view.rule == 'fixed' and 2*back.sum() > going.sum()
     if zigzags: return (f"<b>{_of(back.sum(), n)} zigzag{'s'*(n == 1)}</b> across the valley: "
         f"the next step would go {longest:.2g} back. Make the step size smaller.")
-    rest = f"up to {_distance(scene.curved.left.max())} from the bottom, and "*bool(scene.curved)
+    rest = '' if scene.curved is None else f"up to {_distance(scene.curved.left.max())} from the bottom, and "
     if going.any(): return (f"{_of(going.sum(), n)} {'is' if going.sum() == 1 else 'are'} still on the way: {rest}"
         f"the next step would be {_distance(longest)} long. {_advice(view, shown.most_steps, highest)}")
     return ''
@@ -597,7 +595,7 @@ def _state_sentence(shown, scene, view):
     if view.noise: return f"Noise of {view.noise:.2g} per step keeps the guesses moving around the lowest point."
     return _settled_sentence(scene)
 
-# %% ../nbs/explorer/04_scene.ipynb #03f30d18
+# %% ../nbs/explorer/04_scene.ipynb #457d13ed
 RULES = dict(     # Step rule -> its name in words, and what it does
     fixed=('fixed: α times the slope', ''),
     backtracking=('backtracking: halve it if too long', "<b>Backtracking</b> halves a step until the energy falls, "
@@ -611,7 +609,7 @@ RULES = dict(     # Step rule -> its name in words, and what it does
 SLOW = 'fixed','backtracking','curvature'     # Rules that a flat valley keeps waiting
 
 
-# %% ../nbs/explorer/04_scene.ipynb #dfba6a2a
+# %% ../nbs/explorer/04_scene.ipynb #55a7beeb
 def _fixed_sentence(alpha, low, high):
     "What a fixed step makes of the flattest and the steepest direction"
     if alpha*high > 2: return (f"α times {high:.2g} is {alpha*high:.2g}: above 2 each step ends further up the other "
