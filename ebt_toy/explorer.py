@@ -215,7 +215,7 @@ def _buttons(self:InferencePanel):
     for b in examples: b.on_click(lambda b: self._try(b.description))
     return widgets.Box([widgets.HTML('<b>Try</b>'), *examples, reset], layout=dict(flex_flow='row wrap'))
 
-# %% ../nbs/explorer/05_explorer.ipynb #765f6598
+# %% ../nbs/explorer/05_explorer.ipynb #f857cd8d
 @patch
 def _division(self:InferencePanel):
     "The set that shows what a small divisor does: pairs of numbers to divide; or None"
@@ -258,7 +258,8 @@ def _place_inputs(self:InferencePanel, dims):
     for k,i in enumerate(shown_inputs(len(self.x), self.d_y, dims)):
         c = self.controls[f'x{k}']
         c.description,c.value,c.tooltip = names[i],self.x[i],seen(self.shown, i)
-    self.heading.value = f"<b>Question x (in training {range_words(self.shown.task).replace('from ', '')})</b>"
+    words = range_words(self.shown.task).replace('from ', '').split(', ')
+    self.heading.value = f"<b>Question x (in training {words[-1]})</b>"          # of division, the divisors
 
 # %% ../nbs/explorer/05_explorer.ipynb #54da5ab3
 @patch
@@ -323,11 +324,11 @@ def _introduction(shown, own):
     truth = " ★ is the right one"*bool(shown.truth)
     whose = 'the rival' if own else 'a feedforward network trained on the same data for as many updates'
     rival = f"{',' if truth else ''} ◇ that of {whose}"*bool(shown.rivals)
-    seen = 'numbers between −1 and 1' + ', as divisors ½ to 1 in size'*(not own)
-    if own and shown.pays: seen = f'questions with {range_words(shown.task)}'
+    saw = 'only numbers between −1 and 1' + ' (divisors: ½ to 1)'*(not own)
+    if own and shown.pays: saw = f'only {range_words(shown.task)}'
     text = f"""Light is <b>low energy</b>: an answer the model finds good. Several guesses (○) roll downhill,
 step by step; of them, the one that ends lowest (black) is the answer.{truth}{rival}{'.'*bool(truth or rival)}
-Training only ever saw {seen}: drag one beyond, and see what becomes of the valley."""
+Training saw {saw}: drag one beyond, and see what becomes of the valley."""
     return widgets.HTML(f"<div style='line-height:1.4'>{text}</div>")
 
 class Explorer(widgets.VBox):

@@ -29,7 +29,7 @@ from .plots import (Line, Plane, contour_levels, energy_line, energy_plane, numb
 from .style import COLORS, FFN, TRUTH
 from .models import predict
 
-# %% ../nbs/explorer/04_scene.ipynb #88dcc521
+# %% ../nbs/explorer/04_scene.ipynb #45dc9bb7
 MOST_STEPS,LONGEST_STEP = 60,100.   # Largest values of two sliders
 MORE_STEPS = 200                    # Inner steps where thinking longer pays
 
@@ -226,7 +226,7 @@ def _random_questions(shown, in_range, n=500):
     return draw(n, len(shown.x)//(1 + (shown.task == 'divide')), *(easy if in_range else harder(2.)), g)
 
 
-# %% ../nbs/explorer/04_scene.ipynb #dfa2215d
+# %% ../nbs/explorer/04_scene.ipynb #44226bce
 class Comparison(NamedTuple):
     """A model and its rival on many questions
 
@@ -345,7 +345,7 @@ def _ruled(model, x, y0, view):
     return Trajectory(guesses[:-1], energies),guesses[-1] - guesses[-2]
 
 
-# %% ../nbs/explorer/04_scene.ipynb #d68382e5
+# %% ../nbs/explorer/04_scene.ipynb #545a253c
 def _paths(model, x, y0, view):
     "All descents: the paths, which diverged, lengths of the steps, the next step, the path that ends lowest"
     if view.rule == 'fixed':
@@ -468,7 +468,10 @@ def _draw_error(ax, scene, color, best):
     if scene.rival is None: return
     level = (scene.rival - scene.truth).pow(2).mean().item()
     ax.axhline(level, color='k', lw=1, ls='--')
-    _label(ax, 'feedforward', (1, level), xycoords=('axes fraction', 'data'), xytext=(-3, 4), ha='right')
+    ax.set_ylim(ax.get_ylim())
+    high = ax.transLimits.transform(ax.transScale.transform((0, level)))[1] > 0.85      # no room above the line
+    place = dict(xytext=(-3, -4), va='top') if high else dict(xytext=(-3, 4))
+    _label(ax, 'feedforward', (1, level), xycoords=('axes fraction', 'data'), ha='right', **place)
 
 
 # %% ../nbs/explorer/04_scene.ipynb #2c456e3a
@@ -595,7 +598,7 @@ def _state_sentence(shown, scene, view):
     if view.noise: return f"Noise of {view.noise:.2g} per step keeps the guesses moving around the lowest point."
     return _settled_sentence(scene)
 
-# %% ../nbs/explorer/04_scene.ipynb #457d13ed
+# %% ../nbs/explorer/04_scene.ipynb #7bdd112a
 RULES = dict(     # Step rule -> its name in words, and what it does
     fixed=('fixed: α times the slope', ''),
     backtracking=('backtracking: halve it if too long', "<b>Backtracking</b> halves a step until the energy falls, "
@@ -609,7 +612,7 @@ RULES = dict(     # Step rule -> its name in words, and what it does
 SLOW = 'fixed','backtracking','curvature'     # Rules that a flat valley keeps waiting
 
 
-# %% ../nbs/explorer/04_scene.ipynb #55a7beeb
+# %% ../nbs/explorer/04_scene.ipynb #dc63d363
 def _fixed_sentence(alpha, low, high):
     "What a fixed step makes of the flattest and the steepest direction"
     if alpha*high > 2: return (f"α times {high:.2g} is {alpha*high:.2g}: above 2 each step ends further up the other "

@@ -291,7 +291,7 @@ def test_the_panel_offers_division_and_step_rules():
     c,first = panel.controls,panel.words.value
     assert c['steps'].max == 60 and 'in training −1 to 1' in panel.heading.value and [v for _,v in c['rule'].options] == list(RULES)
     c['task'].value = 'divide'
-    assert panel.view() == default_view(DIVIDE) and c['steps'].max == 200 and 'a −1 to 1, |b| 0.5 to 1' in panel.heading.value
+    assert panel.view() == default_view(DIVIDE) and c['steps'].max == 200 and 'in training |b| 0.5 to 1' in panel.heading.value
     assert (c['x0'].tooltip, c['x2'].tooltip) == ('Training saw −1 to 1', 'Training saw 0.5 to 1 in size')
     c['steps'].value = 200
     for b in (0.4, 0.2, 0.05, 0.):
