@@ -322,7 +322,7 @@ def add(self:InferencePanel,
 def _introduction(shown, own):
     "What the picture shows, in two lines"
     truth = " ★ is the right one"*bool(shown.truth)
-    whose = 'the rival' if own else 'a feedforward network trained on the same data for as many updates'
+    whose = 'the rival' if own else 'a feedforward network, trained alike'
     rival = f"{',' if truth else ''} ◇ that of {whose}"*bool(shown.rivals)
     saw = 'only numbers between −1 and 1' + ' (divisors: ½ to 1)'*(not own)
     if own and shown.pays: saw = f'only {range_words(shown.task)}'

@@ -625,7 +625,7 @@ def _fixed_sentence(alpha, low, high):
 
 def _check_words(shown, view, i, n):
     "Why the valley of a division is flat along coordinate i of n"
-    if shown.task != 'divide' or abs(view.x[n + i]) >= shown.limits[n + i][0]: return ''
+    if shown.task != 'divide' or not 1/HUGE < abs(view.x[n + i]) < shown.limits[n + i][0]: return ''
     (a,b),y = (input_names(2*n, n)[k] for k in (i, n + i)),numbered('y', i)
     return (f"In the check {b}·{y} = {a} an error of {y} counts only {abs(view.x[n + i]):.2g} times, "
             "in the energy squared. ")
