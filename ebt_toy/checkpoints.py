@@ -23,8 +23,9 @@ from torch.overrides import TorchFunctionMode
 import ebt_toy
 from .core import atomic_file, check_count, check_known, device_name, get_device, open_file, user_path
 from .data import create_synthetic_data
-from .ebt import EBT, EnergyFunction, train_energy_model
+from .ebt import EBT, EnergyFunction, Practice, train_energy_model
 from .encoder import TokenEncoder
+from .energies import Bilinear, Bowl, Convex, Corrected, Quadratic, Residual
 from .ffn import FeedForward, train_feedforward
 from .history import History
 
@@ -98,9 +99,21 @@ def unpacked(
     return _READERS[tag](content)
 
 # %% ../nbs/explorer/01_checkpoints.ipynb #ae6c86ab
+_ENERGIES = EnergyFunction,Bowl,Bilinear,Quadratic,Residual,Convex,Corrected
 _ENCODER = dict(encoder=('TokenEncoder', None))
-_PARTS = {EBT: dict(energy=('EnergyFunction',)) | _ENCODER, FeedForward: _ENCODER, EnergyFunction: {}, TokenEncoder: {}}
+_PARTS = {EBT: dict(energy=tuple(e.__name__ for e in _ENERGIES)) | _ENCODER, FeedForward: _ENCODER, TokenEncoder: {}}
+_PARTS |= dict.fromkeys(_ENERGIES, {})
 _KINDS = {kind.__name__: kind for kind in _PARTS}
+
+def _config(part):
+    "Arguments that make a part again, as they are now"
+    if isinstance(part, _ENERGIES): return dict(part.config)
+    config = {k: getattr(part, k, v) for k,v in part.config.items()}
+    if not isinstance(part, EBT): return config
+    config |= {k: v for k,v in part.practice._asdict().items() if k != 'grad_steps' and v != getattr(Practice(), k)}
+    if part.start == 'zeros': config['start'] = part.start
+    if part.log_step is None: return config
+    return config | dict(step_size=part.config['step_size'], learn_step=True)     # what was learned is a weight
 
 def describe(
     part     # A model, an energy or an encoder, or None
@@ -117,8 +130,9 @@ def describe(
     if part is None: return None
     kind = type(part)
     if kind not in _PARTS: return dict(kind=getattr(part, '__name__', kind.__name__))
-    config = {k: getattr(part, k, v) for k,v in part.config.items()}
-    return dict(kind=kind.__name__, config=config) | {p: describe(getattr(part, p)) for p in _PARTS[kind]}
+    about = dict(kind=kind.__name__, config=_config(part)) | {p: describe(getattr(part, p)) for p in _PARTS[kind]}
+    proposal = getattr(part, 'proposal', None)
+    return about if proposal is None else about | dict(proposal=dict(kind=type(proposal).__name__))
 
 # %% ../nbs/explorer/01_checkpoints.ipynb #8845fed5
 MAX_HEADER,MAX_PARTS = 2**23,2**17   # Bytes of a header; lists and dictionaries in it
@@ -274,7 +288,8 @@ def _foreign_kinds(about):
     "Kinds in a description that are not classes of this package"
     if about is None: return []
     kind = _KINDS.get(about['kind']) if 'config' in about else None
-    return [k for p in _PARTS[kind] for k in _foreign_kinds(about[p])] if kind else [str(about['kind'])]
+    if not kind: return [str(about['kind'])]
+    return [k for p in [*_PARTS[kind], *about.keys() & {'proposal'}] for k in _foreign_kinds(about[p])]
 
 _SIZES = [('output_dim', 'energy.output_dim'), ('energy.input_dim', 'encoder.dim'),
           ('input_dim', 'encoder.dim')]   # equal where there are both
@@ -437,6 +452,18 @@ def snapshots(
 STEPS = 0,30,100,300,1000,3000,10_000   # Updates after which the models of the package were saved
 _COMMAND = 'python -c "from ebt_toy.checkpoints import make_pretrained; make_pretrained(\'weights\', {})"'
 _TRAIN = dict(ebt=train_energy_model, ffn=partial(train_feedforward, activation='silu'))
+_SHARED = dict(latent_dim=64, lr=1e-3, num_steps=10_000, steps=STEPS,
+               about="Both models: 64 wide, SiLU, Adam with lr 0.001, {:,} updates of 64 samples")
+_RECIPES = dict(add=_SHARED, multiply=_SHARED, divide=dict(
+    ebt=dict(energy='bilinear', latent_dim=32), ffn=dict(latent_dim=64), lr=3e-3, schedule='cosine', clip=1.,
+    num_steps=3000, steps=(0, 100, 300, 1000, 3000),
+    about="Bilinear energy with 32 products, or SiLU network 64 wide; Adam with lr 0.003, cosine schedule of 3,000 "
+          "updates of 64 samples, gradients clipped at 1; {:,} updates"))
+
+def _options(task, name):
+    "Options of training for a model of the package"
+    recipe = _RECIPES[task]
+    return {k: v for k,v in recipe.items() if k not in (*_TRAIN, 'steps', 'about')} | recipe.get(name, {})
 
 def _thin(history):
     "The history at steps of one significant digit, and at its last: enough for a curve on a log scale"
@@ -445,42 +472,48 @@ def _thin(history):
     columns = {k: [v[i] for i in keep] for k,v in history.columns.items()}
     return History(columns, history.settings, history.status, history.seconds)
 
-def _how_made(task, name, seed, tasks, steps):
+def _how_made(task, name, seed, asked, last):
     "Notes on a model of the package: its data, and the command that made it"
-    default = (tuple(tasks), tuple(steps)) == (('add', 'multiply'), STEPS)
-    asked = f'seed={seed}' + ('' if default else f', tasks={tuple(tasks)}, steps={tuple(steps)}')
-    about = f"Both models: 64 wide, SiLU, Adam with lr 0.001, {max(steps):,} updates of 64 samples"
+    about = _RECIPES[task]['about'].format(last)
     return dict(task=task, model_type=name, vec_size=2, size_train=10_000, seed=seed, command=_COMMAND.format(asked),
                 torch=torch.__version__, device=device_name('cpu'), about=about)
 
 # %% ../nbs/explorer/01_checkpoints.ipynb #4fe16dda
+def _make_one(folder, task, name, data, seed, steps, asked):
+    "Train one model of the package until the last of `steps`, and save it at each"
+    notes = _how_made(task, name, seed, asked, max(steps))
+    keep = snapshots(folder, steps, f'{task}_{name}_{{step:06d}}', **notes)
+    def callback(model, history):
+        keep(model, _thin(history))
+        return history['step'][-1] < max(steps)
+    model = _TRAIN[name](*data, batch_size=64, seed=seed, eval_every=math.gcd(*steps), compile=False, report=None,
+                         progress=False, callback=callback, **_options(task, name))
+    path = user_path(folder)/f'{task}_{name}_{max(steps):06d}.safetensors'
+    save(model, path, _thin(model.history), **notes)     # once more, now that it has finished
+
 def make_pretrained(
-    folder,                       # Where the files go
-    seed:int=0,                   # Of data, weights, batch order and initial guesses
-    tasks=('add', 'multiply'),    # Tasks of two vectors
-    steps=STEPS                   # Updates after which to save the models; the last ends the training
-) -> list:                        # The files
+    folder,                               # Where the files go
+    seed:int=0,                           # Of data, weights, batch order and initial guesses
+    tasks=('add', 'multiply', 'divide'),  # Those that the package has models for
+    steps=None                            # Updates after which to save; training ends at the last. None: all
+) -> list:                                # The files
     """Train the models of the package: a minute or two for each
 
     Args:
         folder: Where the files go
         seed: Of data, weights, batch order and initial guesses
-        tasks: Tasks of two vectors
-        steps: Updates after which to save the models; the last ends the training
+        tasks: Those that the package has models for
+        steps: Updates after which to save; training ends at the last. None: all
 
     Returns:
         The files
     """
-    options = dict(latent_dim=64, batch_size=64, lr=1e-3, num_steps=max(steps), seed=seed, eval_every=math.gcd(*steps),
-                   compile=False, report=None, progress=False)
+    for t in tasks: check_known('pretrained task', t, _RECIPES)
+    asked = f'seed={seed}' + f', tasks={tuple(tasks)}'*(tuple(tasks) != tuple(_RECIPES))
+    if steps is not None: asked += f', steps={tuple(steps)}'
     for task in tasks:
         data = create_synthetic_data(task, size_train=10_000, vec_size=2, seed=seed)
-        for name,train in _TRAIN.items():
-            notes = _how_made(task, name, seed, tasks, steps)
-            keep = snapshots(folder, steps, f'{task}_{name}_{{step:06d}}', **notes)
-            model = train(*data, **options, callback=lambda m,h: keep(m, _thin(h)))
-            path = user_path(folder)/f'{task}_{name}_{max(steps):06d}.safetensors'
-            save(model, path, _thin(model.history), **notes)     # once more, now that it has finished
+        for name in _TRAIN: _make_one(folder, task, name, data, seed, steps or _RECIPES[task]['steps'], asked)
     return sorted(user_path(folder).glob('*.safetensors'))
 
 # %% ../nbs/explorer/01_checkpoints.ipynb #f38e55fd
@@ -493,13 +526,13 @@ def _shipped():
     return found
 
 def pretrained_steps(
-    task:str='add',    # 'add' or 'multiply'
+    task:str='add',    # 'add', 'multiply' or 'divide'
     model:str='ebt'    # 'ebt' or 'ffn'
 ) -> list[int]:        # Counts of updates, increasing
     """The counts of updates for which the package has a model; raises `ValueError` for unknown names
 
     Args:
-        task: 'add' or 'multiply'
+        task: 'add', 'multiply' or 'divide'
         model: 'ebt' or 'ffn'
 
     Returns:
@@ -511,15 +544,15 @@ def pretrained_steps(
     return sorted(found[task, model])
 
 def pretrained(
-    task:str,            # 'add' or 'multiply'
+    task:str,            # 'add', 'multiply' or 'divide'
     model:str='ebt',     # 'ebt' or 'ffn'
     step:int|None=None,  # Updates it was trained for, one of `pretrained_steps`; None is the last
     device='cpu'         # Where the model goes
 ) -> nn.Module:          # As `load` gives it
-    """A trained model from the package, for vectors of two numbers, 64 wide; raises `ValueError` for unknown ones
+    """A trained model from the package, for vectors of two numbers; raises `ValueError` for unknown ones
 
     Args:
-        task: 'add' or 'multiply'
+        task: 'add', 'multiply' or 'divide'
         model: 'ebt' or 'ffn'
         step: Updates it was trained for, one of `pretrained_steps`; None is the last
         device: Where the model goes

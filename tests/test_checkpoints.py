@@ -15,11 +15,14 @@ from ebt_toy import checkpoints
 from ebt_toy.checkpoints import STEPS, load, make_pretrained, packed, pretrained, pretrained_steps, read_checkpoint, save, snapshots, unpacked
 from ebt_toy.data import create_synthetic_data, scoring_for
 from ebt_toy.ebt import EBT, EnergyFunction, train_energy_model
+from ebt_toy.ebt import trace
 from ebt_toy.encoder import TokenEncoder
+from ebt_toy.energies import Bilinear, Bowl, Convex, Corrected, Quadratic, Residual
 from ebt_toy.ffn import FeedForward, train_feedforward
 from ebt_toy.models import predict
 from ebt_toy.history import History
 from ebt_toy.training import baselines, fit, score
+from ebt_toy.update import mlp
 
 few = settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 root = Path(__file__).parents[1]
@@ -79,11 +82,45 @@ def test_any_shape_and_precision(tmp_path, d_x, d_y, latent, n_steps, step_size,
     x = torch.linspace(-1, 1, 3*d_x, dtype=torch.float64 if double else torch.float32).view(3, d_x)
     assert torch.equal(predict(model, x), predict(back, x))
 
+ENERGIES = EnergyFunction,Bowl,Bilinear,Quadratic,Residual,Convex,Corrected
+
+@pytest.mark.parametrize('make', ENERGIES, ids=lambda e: e.__name__)
+def test_each_energy_comes_back(tmp_path, make):
+    model,x = EBT(make(3, 2, 8, seed=4), 2, 7, 0.3),torch.linspace(-1, 1, 15).view(5, 3)
+    if 'rows' in model.energy.config: model.energy = make(3, 2, 8, seed=4, rows=3)
+    back = load(save(model, tmp_path/'a.safetensors'))
+    assert type(back.energy) is make and back.energy.config == model.energy.config and same(state(model), state(back))
+    assert torch.equal(predict(model, x), predict(back, x))
+    alone = load(save(model.energy, tmp_path/'b.safetensors'))
+    assert torch.equal(alone(x, x[:, :2]), model.energy(x, x[:, :2]))
+
+def test_how_a_model_descends_comes_back(tmp_path):
+    model,x = EBT(Bowl(4, 2, 8), 2, 5, 0.3, learn_step=True, start='zeros', loss_at='every', noise=0.1, min_steps=3, step_spread=2.),torch.ones(3, 4)
+    model.log_step.data += 0.7
+    back = load(save(model, tmp_path/'a.safetensors'))
+    assert (back.step_size, back.start, back.practice) == (model.step_size, 'zeros', model.practice) and back.step_size == pytest.approx(0.3*math.exp(0.7))
+    assert torch.equal(predict(model, x), predict(back, x))
+    again = EBT(Bowl(4, 2, 8), 2, 5, 0.3, learn_step=True, start='zeros', loss_at='every', noise=0.1, min_steps=3, step_spread=2.)
+    assert load(tmp_path/'a.safetensors', again).step_size == model.step_size
+    with pytest.raises(ValueError, match='expected model.config.loss_at'): load(tmp_path/'a.safetensors', EBT(Bowl(4, 2, 8), 2, 5, 0.3))
+    assert set(checkpoints.describe(tiny())) == {'kind', 'config', 'energy', 'encoder'}          # as in files of earlier versions
+    assert set(checkpoints.describe(tiny())['config']) == {'output_dim', 'n_optimization_steps', 'step_size', 'grad_steps'}
+
+def test_a_proposal_network_has_to_be_given(tmp_path):
+    def make(seed): return EBT(Bowl(4, 2, 8, seed=seed), 2, start=mlp(4, 2, 8, 'silu', seed))
+    model,x = make(1),torch.ones(3, 4)
+    path = save(model, tmp_path/'a.safetensors')
+    with pytest.raises(ValueError, match="expected model=.* cannot build 'Sequential'"): load(path)
+    with pytest.raises(ValueError, match='expected model.proposal'): load(path, EBT(Bowl(4, 2, 8), 2))
+    assert torch.equal(predict(load(path, make(2)), x), predict(model, x))
+    ours = save(EBT(Bowl(4, 2, 8), 2, start=FeedForward(4, 2, 8)), tmp_path/'b.safetensors')
+    with pytest.raises(ValueError, match="expected model=.* cannot build 'FeedForward'"): load(ours)
+
 def test_what_was_changed_after_building_is_saved(tmp_path):
     model,x = tiny(),torch.ones(3, 4)
-    model.n_optimization_steps,model.step_size = 3,0.25
+    model.n_optimization_steps = 3
     back = load(save(model, tmp_path/'a.safetensors'))
-    assert (back.n_optimization_steps, back.step_size) == (3, 0.25) and torch.equal(predict(model, x), predict(back, x))
+    assert back.n_optimization_steps == 3 and torch.equal(predict(model, x), predict(back, x))
 
 def test_parts_alone(tmp_path):
     x,y = torch.ones(3, 4),torch.ones(3, 2)
@@ -443,7 +480,7 @@ def test_sizes_of_a_description_fit_together(tmp_path, change, match):
 def bases():
     "Whole files of every kind: header, description and weights"
     history = History(dict(step=[0, 10], val_loss=[math.inf, 0.5], each=[np.array([1., math.nan]), np.array([2., 3.])]), dict(lr=1e-3, seeds=(1, 2)), 'diverged', 1.5)
-    models = [tiny(), FeedForward(4, 2, 4), EBT(EnergyFunction(8, 2, 4), 2, encoder=reader(0)), FeedForward(8, 2, 4, encoder=reader(1)), reader(2)]
+    models = [tiny(), EBT(Bilinear(4, 2, 4), 2, learn_step=True), FeedForward(4, 2, 4), EBT(EnergyFunction(8, 2, 4), 2, encoder=reader(0)), FeedForward(8, 2, 4, encoder=reader(1)), reader(2)]
     notes = dict(task='add', ids=(1, (2,)), odd=dict(b=None), a=np.arange(3))
     text = lambda m: json.dumps(dict(format=1, library='0', model=packed(checkpoints.describe(m)), notes=packed(notes), history=packed(vars(history))))
     return [(checkpoints._file_bytes(m, text(m))) for m in models]
@@ -571,14 +608,15 @@ def test_snapshots_agree_with_their_histories(tmp_path):
 
 # What is shipped
 
-shipped = [(t, m, s) for t in ('add', 'multiply') for m in ('ebt', 'ffn') for s in STEPS]
+DIVIDE = 0,100,300,1000,3000
+shipped = [(t, m, s) for t in ('add', 'multiply', 'divide') for m in ('ebt', 'ffn') for s in (DIVIDE if t == 'divide' else STEPS)]
 folder = Path(ebt_toy.__file__).parent/'weights'
 
 def test_what_there_is():
     assert sorted(p.name for p in folder.iterdir()) == sorted(f'{t}_{m}_{s:06d}.safetensors' for t,m,s in shipped)
     assert sum(p.stat().st_size for p in folder.iterdir()) < 1.5e6
-    assert all(pretrained_steps(t, m) == list(STEPS) for t,m,_ in shipped)
-    for args,match in ((('ad',), "did you mean 'add'"), (('listops',), 'known: add, multiply'), (('add', 'mlp'), 'known: ebt, ffn'), (('add', 'ebt', 5), 'step: expected one of 0, 30, .* got 5')):
+    assert all(pretrained_steps(t, m) == list(DIVIDE if t == 'divide' else STEPS) for t,m,_ in shipped)
+    for args,match in ((('ad',), "did you mean 'add'"), (('listops',), 'known: add, divide, multiply'), (('add', 'mlp'), 'known: ebt, ffn'), (('add', 'ebt', 5), 'step: expected one of 0, 30, .* got 5')):
         with pytest.raises(ValueError, match=match): pretrained(*args)
 
 def test_what_the_notebook_claims_of_the_shipped_models():
@@ -592,30 +630,42 @@ def test_what_the_notebook_claims_of_the_shipped_models():
             first,last = (score(pretrained(task, model, s), data.val_dataset, scoring_for(data.val_dataset.tensors[1]).metric) for s in (0, STEPS[-1]))
             assert last < first/10
 
+def test_the_shipped_division_thinks():
+    ebt,ffn,data = pretrained('divide'),pretrained('divide', 'ffn'),create_synthetic_data('divide', vec_size=2)
+    def mse(y, dataset): return (y - dataset.tensors[1]).pow(2).mean().item()
+    for d in (data.val_dataset, data.test_dataset): assert mse(predict(ebt, d.tensors[0]), d) < mse(predict(ffn, d.tensors[0]), d)
+    assert mse(predict(ebt, data.val_dataset.tensors[0]), data.val_dataset) < 1e-4             # in distribution, ten steps
+    ten,many = (mse(trace(ebt, data.test_dataset.tensors[0], n).guesses[-1], data.test_dataset) for n in (10, 200))
+    assert ten > 0.05 and many < ten/1000
+    assert 8*sum(p.numel() for p in ebt.parameters()) < sum(p.numel() for p in ffn.parameters())
+
 @pytest.mark.parametrize('task, model, step', shipped)
 def test_shipped_models_load_and_say_how_they_were_made(task, model, step):
     m = pretrained(task, model, step)
+    last = pretrained_steps(task, model)[-1]
     assert type(m) is dict(ebt=EBT, ffn=FeedForward)[model] and m.history['step'][-1] == step and {'torch', 'device'} <= set(m.notes)
     assert {k: m.notes[k] for k in ('task', 'model_type', 'vec_size', 'size_train', 'seed')} == dict(task=task, model_type=model, vec_size=2, size_train=10_000, seed=0)
-    assert m.notes['command'] == checkpoints._COMMAND.format('seed=0') and '10,000 updates' in m.notes['about'] and m.history.settings['num_steps'] == 10_000
+    assert m.notes['command'] == checkpoints._COMMAND.format('seed=0' + ", tasks=('divide',)"*(task == 'divide'))
+    assert f'{last:,} updates' in m.notes['about'] and m.history.settings['num_steps'] == last
     data = create_synthetic_data(task, vec_size=2)
     for s,(x,y) in dict(val=data.val_dataset.tensors, test=data.test_dataset.tensors).items():
         assert (predict(m, x) - y).pow(2).mean().item() == pytest.approx(m.history[f'{s}_loss'][-1], rel=1e-3)
-    assert m.history.status == ('finished' if step == STEPS[-1] else 'running')
-    last = pretrained(task, model)
-    assert step != STEPS[-1] or same(state(m), state(last))
+    assert m.history.status == ('finished' if step == last else 'running')
+    assert step != last or same(state(m), state(pretrained(task, model)))
 
-def test_their_code_makes_the_shipped_weights(tmp_path):
-    paths = make_pretrained(tmp_path, steps=(0, 30))
-    assert len(paths) == 8
+@pytest.mark.parametrize('tasks, steps, command', [(('add', 'multiply'), (0, 30), "tasks=('add', 'multiply'), steps=(0, 30))"), (('divide',), (0, 100), "tasks=('divide',), steps=(0, 100))")])
+def test_their_code_makes_the_shipped_weights(tmp_path, tasks, steps, command):
+    paths = make_pretrained(tmp_path, tasks=tasks, steps=steps)
+    assert len(paths) == 4*len(tasks)
     for p in paths:
         mine,theirs = load(p),load(folder/p.name)
         for a,b in zip(mine.parameters(), theirs.parameters()): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)   # another CPU rounds differently
         step = int(p.stem[-6:])
-        assert step == 0 or not same(state(mine), state(load(folder/p.name.replace('000030', '000000'))))
+        assert step == 0 or not same(state(mine), state(load(folder/f'{p.stem[:-6]}000000.safetensors')))
         differ = {k for k in mine.notes|theirs.notes if mine.notes.get(k) != theirs.notes.get(k)}
         assert {'command', 'about'} <= differ <= {'command', 'about', 'torch', 'device'}                # the notes say what was asked for
-        assert 'steps=(0, 30))' in mine.notes['command'] and '30 updates of' in mine.notes['about']
+        assert command in mine.notes['command'] and f'{steps[-1]} updates' in mine.notes['about']
+    with pytest.raises(ValueError, match="unknown pretrained task 'divid'; did you mean 'divide'"): make_pretrained(tmp_path, tasks=('divid',))
 
 def test_an_installed_package_brings_them(tmp_path):
     pytest.importorskip('setuptools')

@@ -9,14 +9,15 @@ import ipywidgets as widgets
 from ipywidgets.widgets.widget import _instances
 
 from ebt_toy import EBT, EnergyFunction, Explorer, create_synthetic_data, train_energy_model, train_feedforward
+from ebt_toy import ebt as ebt_module
 from ebt_toy.data import get_task
 from ebt_toy.encoder import TokenEncoder
 from ebt_toy.explorer import EXAMPLES, InferencePanel, descent_sliders, shown_inputs
 from ebt_toy.live import (QUESTION, LiveTraining, TrainingPanel, add_axes, blank_figure, button, clear_axes, close_tree,
                           controls_beside, image, png, slider)
 from ebt_toy.plots import contour_levels
-from ebt_toy.scene import (MOST_STEPS, _advice, _number, caption, compare, compute_scene, default_view, draw_scene,
-                           in_training_range, model_set, pretrained_set, scene_figure)
+from ebt_toy.scene import (MORE_STEPS, MOST_STEPS, RULES, _advice, _number, caption, compare, compute_scene, default_view, draw_scene,
+                           in_training_range, model_set, pretrained_set, scene_figure, training_limits)
 from ebt_toy.serve import choose_port, page_server, served
 
 QUICK = dict(latent_dim=32, num_steps=20, compile=False, report=None, progress=False)
@@ -202,6 +203,120 @@ def test_without_a_formula_and_with_another_task():
     assert '>right answer<' not in words and 'MSE' not in words and "Give <code>task=" in words
     assert 'hypot((0.50, −0.60), (0.20, 0.80)) = ?' in glance(replace(SHOWN, task='hypot'))[1]
 
+# Division, where thinking longer pays
+
+DIVIDE = pretrained_set('divide')
+SMALL = replace(default_view(DIVIDE), x=(0.5, -0.6, 0.15, 0.8))
+
+def divided(**changes):
+    "Scene and words for a small divisor, changed"
+    view = replace(SMALL, **changes)
+    scene = compute_scene(DIVIDE, view)
+    return scene,caption(DIVIDE, scene, view)
+
+def test_the_training_range_is_that_of_the_task():
+    assert DIVIDE.limits == ((0, 1), (0, 1), (0.5, 1), (0.5, 1)) and SHOWN.limits == ((0, 1),)*4 and training_limits('sqrt', 2) == ((0.25, 1),)*2
+    assert (DIVIDE.most_steps, SHOWN.most_steps) == (MORE_STEPS, MOST_STEPS) == (200, 60)
+    data = create_synthetic_data('divide', vec_size=2)
+    inside = [in_training_range(x, DIVIDE.limits) for x in data.val_dataset.tensors[0].tolist()]
+    assert all(inside) and not any(in_training_range(x, DIVIDE.limits) for x in data.test_dataset.tensors[0].tolist())
+    assert not in_training_range((0.5, 0.5, 0.45, -0.8), DIVIDE.limits) and in_training_range((0., 1., -0.5, 1.), DIVIDE.limits)
+    words = divided()[1]
+    assert 'outside the training range</b>, a from −1 to 1, |b| from 0.5 to 1: b₁ = 0.15.' in words and '÷ (0.15, 0.80) = ?' in words
+    assert 'inside the training range</b>, a from −1 to 1, |b| from 0.5 to 1.' in divided(x=DIVIDE.x)[1]
+
+def test_a_comparison_asks_what_the_task_asks():
+    inside,outside = (compare(DIVIDE, 3000, i) for i in (True, False))
+    assert inside.mse < inside.rival_mse < 1e-3 and 0.05 < outside.mse < outside.rival_mse < 1
+    assert 'of 500 random ones up to twice as hard' in divided()[1] and 'of 500 random ones as in training' in divided(x=DIVIDE.x)[1]
+
+def test_a_small_divisor_needs_many_fixed_steps():
+    few,words = divided()
+    curved = few.curved
+    assert '8 of 8 paths are still on the way: up to 3.8 from the bottom' in words and 'In the check b₁·y₁ = a₁ an error of y₁ counts only 0.15 times' in words
+    assert torch.allclose(curved.left, (few.path.guesses[-1] - few.truth).norm(dim=-1), rtol=0.02)     # the bowl's bottom is the answer
+    n = np.log(10)/-np.log(1 - curved.values[0].item())
+    assert f'about {n:.0f} steps to a tenth of the distance' in words
+    more = divided(steps=10 + round(n))[0]
+    assert torch.allclose(more.curved.left/curved.left, torch.tensor(0.1), rtol=0.05)                    # as the words say
+    many,words = divided(steps=200)
+    assert many.errors[-1].max() < few.errors[-1].min()/1000 and 'Thinking longer' in words and 'another step rule' in words
+    half = divided(x=(0.5, -0.6, 0.3, 0.8))[0].curved.values[0]
+    assert half/curved.values[0] == pytest.approx(4, rel=0.2)                                           # curvature falls with the divisor squared
+
+def test_a_fixed_step_that_is_too_long_diverges_and_safe_rules_do_not():
+    long,words = divided(step_size=3., steps=60)
+    assert long.lost.all() and '8 of 8 paths diverged' in words and 'or take another step rule' in words and 'allows no α above 2.3' in words
+    large,words = divided(x=(0.5, -0.6, 2., 0.8), steps=60)
+    assert large.lost.all() and 'above 2 each step ends further up the other side' in words
+    for rule in RULES:
+        if rule == 'fixed': continue
+        for changes in (dict(), dict(x=(0.5, -0.6, 2., 0.8))):
+            scene,words = divided(**changes, rule=rule, step_size=3., steps=60)
+            assert not scene.lost.any() and scene.path.energies.diff(dim=0).max() < 1e-6 and 'diverge' not in words and 'zigzag' not in words
+            assert words.count(RULES[rule][1]) == 1
+    for rule in ('barzilai_borwein', 'newton'): assert divided(rule=rule)[0].errors[-1].median() < 0.001 < 1 < divided()[0].errors[-1].min()
+
+@pytest.mark.parametrize('rule', RULES)
+def test_each_rule_is_drawn_for_every_task(rule):
+    assert set(RULES) == {'fixed', *ebt_module._rules}
+    fig = scene_figure()
+    for shown in (DIVIDE, SHOWN, pretrained_set('add')):
+        view = replace(default_view(shown), rule=rule, steps=12)
+        scene = compute_scene(shown, view)
+        assert scene.path.guesses.shape == (13, 8, 2) and scene.path.energies.shape == (13, 8) and scene.moves.shape == (12, 8) and scene.errors[-1].max() < 1e-2
+        assert scene.path.guesses[0, 0].tolist() == list(view.start) and len(png(draw_scene(fig, scene, view))) > 5000
+        assert RULES[rule][1] in caption(shown, scene, view)
+
+def test_a_rule_that_rests_is_not_asked_again():
+    one,two = (divided(rule='newton', steps=n)[0] for n in (20, 200))
+    assert torch.equal(one.path.guesses, two.path.guesses[:21]) and torch.equal(two.path.guesses[20:], two.path.guesses[20].expand(181, 8, 2))
+
+@pytest.mark.parametrize('x, words', [((0.5, -0.6, 0., 0.8), 'divided by b₁ = 0. All values of y₁'), ((0.5, -0.6, -0., 0.), 'divided by b₁ and b₂ = 0. All values of y₁ and y₂'), ((0., 0.4, 0.5, 1e-17), 'divided by b₂ = 0')])
+@pytest.mark.parametrize('rule', RULES)
+def test_nothing_is_divided_by_zero(x, words, rule):
+    scene,said = divided(x=x, rule=rule)
+    fig = draw_scene(scene_figure(), scene, replace(SMALL, x=x, rule=rule))
+    assert scene.truth is None and scene.errors is None and not fig.axes[2].get_visible() and len(png(fig)) > 5000
+    assert 'There is no right answer' in said and words in said and 'outside the training range' in said
+    assert not any(w in said for w in ('nan', 'inf,', 'MSE', 'on 500', '>right answer<', 'Give <code>task'))
+
+def test_large_answers_fit_into_the_picture():
+    for b,wide in ((0.15, 4.5), (0.05, 14.), (-0.02, 28.)):
+        scene,_ = divided(x=(0.5, -0.6, b, 0.8))
+        assert scene.surface.u[-1] == wide and abs(scene.truth[0]) < wide
+
+def test_the_panel_offers_division_and_step_rules():
+    panel = InferencePanel(dict(multiply=SHOWN, divide=DIVIDE))
+    c,first = panel.controls,panel.words.value
+    assert c['steps'].max == 60 and 'in training −1 to 1' in panel.heading.value and [v for _,v in c['rule'].options] == list(RULES)
+    c['task'].value = 'divide'
+    assert panel.view() == default_view(DIVIDE) and c['steps'].max == 200 and 'in training |b| 0.5 to 1' in panel.heading.value
+    assert (c['x0'].tooltip, c['x2'].tooltip) == ('Training saw −1 to 1', 'Training saw 0.5 to 1 in size')
+    c['steps'].value = 200
+    for b in (0.4, 0.2, 0.05, 0.):
+        c['x2'].value = b
+        assert ('There is no right answer' in panel.words.value) == (b == 0)
+    for rule in RULES:
+        c['rule'].value = rule
+        assert panel.view().rule == rule and 'cannot be shown' not in panel.words.value
+        assert (c['noise'].disabled, c['step_size'].disabled) == (rule != 'fixed', rule in ('curvature', 'newton'))
+    c['task'].value = 'multiply'                    # the question of the reader stays, all else is as at first
+    assert panel.view() == replace(default_view(SHOWN), x=(0.5, -0.6, 0., 0.8)) and c['steps'].max == 60 and c['rule'].value == 'fixed'
+    panel.show(panel.first)
+    assert panel.words.value == first
+
+def test_the_lesson_on_small_divisors():
+    panel = InferencePanel(dict(multiply=SHOWN, divide=DIVIDE))
+    buttons = {b.description: b for b in panel.children[0].children[1].children[0].children[1:]}
+    buttons['Small divisor'].click()
+    assert panel.view() == SMALL and panel.controls['task'].value == 'divide' and '8 of 8 paths are still on the way' in panel.words.value
+    panel.controls['rule'].value = 'newton'
+    assert 'All 8 paths have settled' in panel.words.value
+    buttons['Reset'].click()
+    assert panel.view() == default_view(DIVIDE) and 'All 8 paths have settled' in panel.words.value
+    assert 'Small divisor' not in [b.description for b in InferencePanel(dict(add=SHOWN)).children[0].children[1].children[0].children[1:]]
+
 # The inference panel
 
 def test_sliders_of_a_question_and_a_descent():
@@ -269,6 +384,8 @@ def test_examples_and_models_from_the_training_panel():
         assert panel.words.value != said
         asked = replace(panel.first, x=panel.view().x)                 # the question stays, all else is as at first
         assert panel.view() == EXAMPLES[name](panel.shown, asked)
+    assert panel.controls['task'].value == 'divide'
+    panel.controls['task'].value = 'add'
     buttons['Reset'].click()
     assert panel.words.value == said
     training.controls['num_steps'].value,training.controls['size_train'].value = 100,100

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from ebt_toy.scene import RULES
 from ebt_toy.serve import choose_port, served
 from test_explore_command import ask, kernel_in, kernels, upset, until as soon
 
@@ -198,6 +199,29 @@ def test_task_and_examples(voila, shots):
     voila.screenshot(path=shots/'voila_diverged.png')
     control(voila, 'reset').click()
     until(voila, lambda picture,words: [picture, words] == first[:2])
+    no_errors(voila)
+
+def test_a_divisor_dragged_towards_zero(voila, shots):
+    control(voila, 'reset').click()
+    control(voila, 'example4').click()
+    until(voila, lambda picture,words: '8 of 8 paths are still on the way' in words and '÷ (0.15, 0.80)' in words)
+    assert '|b| 0.5 to 1' in voila.locator('body').inner_text()
+    voila.screenshot(path=shots/'voila_divide.png')
+    menu = control(voila, 'rule').locator('select')
+    for rule,text in dict(newton='All 8 paths have settled', barzilai_borwein='Barzilai–Borwein takes', fixed='about 75 steps').items():
+        menu.select_option(index=list(RULES).index(rule))
+        until(voila, lambda picture,words: text in words)
+        voila.screenshot(path=shots/f'voila_divide_{rule}.png')
+    control(voila, 'example1').click()
+    until(voila, lambda picture,words: 'lowest energy, 200 steps' in words and 'Thinking longer' in words)
+    press(voila, 'steps', 'ArrowLeft', 2)           # the slider reaches that far
+    until(voila, lambda picture,words: 'lowest energy, 198 steps' in words)
+    press(voila, 'x2', 'ArrowLeft', 3)
+    until(voila, lambda picture,words: 'There is no right answer' in words and 'b₁ = 0.00' in words)
+    voila.screenshot(path=shots/'voila_divide_zero.png')
+    control(voila, 'task').get_by_text('add').click()
+    control(voila, 'reset').click()
+    until(voila, lambda picture,words: 'inside the training range, from −1 to 1' in words and 'settled' in words)
     no_errors(voila)
 
 def test_dragging_an_operand_out_of_the_range(voila):
