@@ -316,17 +316,16 @@ def implicit_step(
     Returns:
         The same, with gradients to the weights
     """
-    def f(y): return checked_energy(energy, x, y)
-    with torch.no_grad(): A = inverses(hessian(f, y))
-    g = slope(lambda y: f(y).sum(), y.detach())
-    return y.detach() - (A.detach() @ (g - g.detach())[..., None])[..., 0]
+    y = y.detach()
+    with torch.no_grad(): A = inverses(hessian(lambda y: checked_energy(energy, x, y), y))
+    g = slope(lambda y: checked_energy(energy, x, y).sum(), y)
+    return y - (A.detach() @ (g - g.detach())[..., None])[..., 0]
 
 def _practised(self:EBT, x, y, *drawn):
     "The guesses that the loss judges, with gradients to the weights: one, or a tuple of several"
     p,K,left = self.practice,self.n_optimization_steps,iter(drawn)
-    alpha = self.alpha()*next(left) if p.step_spread > 1 else self.alpha()
-    wait = None if p.min_steps in (None, K) else next(left)
-    z = next(left) if p.noise else None
+    alpha = self.alpha()*(next(left) if p.step_spread > 1 else 1)
+    wait,z = None if p.min_steps in (None, K) else next(left),next(left) if p.noise else None
     def shake(k): return z[:, k] if k < K - 1 else 0.
     x,energy = read_once(self.energy, x)
     carry = 0 if p.grad_steps == 'implicit' else p.grad_steps
