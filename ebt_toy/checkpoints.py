@@ -324,7 +324,9 @@ def _described_state(about, most):
     kind,config = _KINDS[about['kind']],about['config']
     layers = check_count('n_layers', config.get('n_layers', 1))
     _check_parts(about)
-    one = config | dict(n_layers=1) if 'n_layers' in config else config
+    blocks = kind is TokenEncoder
+    if layers > most and not blocks: raise ValueError(f"n_layers: expected at most {most}, as weights, got {layers}")
+    one = config | dict(n_layers=1) if blocks else config
     state = kind(**one, **dict.fromkeys(_PARTS[kind])).state_dict()
     block = {k: t for k,t in state.items() if k.startswith('blocks.0.')}
     if layers*len(block) > most:

@@ -11,6 +11,7 @@ __all__ = ['checked_energy', 'slope', 'inner_step', 'Trajectory', 'register_rule
 from typing import Callable, NamedTuple
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.func import grad
 from torch.utils.data import TensorDataset
@@ -316,26 +317,24 @@ def implicit_step(
     Returns:
         The same, with gradients to the weights
     """
-    y = y.detach()
-    with torch.no_grad(): A = inverses(hessian(lambda y: checked_energy(energy, x, y), y))
-    g = slope(lambda y: checked_energy(energy, x, y).sum(), y)
-    return y - (A.detach() @ (g - g.detach())[..., None])[..., 0]
+    def f(y): return checked_energy(energy, x, y)
+    with torch.no_grad(): A = inverses(hessian(f, y.detach()))
+    g = slope(lambda y: f(y).sum(), y.detach())
+    return y.detach() - (A.detach() @ (g - g.detach())[..., None])[..., 0]
 
-def _practised(self:EBT, x, y, *drawn):
+@patch
+def practised(self:EBT, x, y, *drawn):
     "The guesses that the loss judges, with gradients to the weights: one, or a tuple of several"
     p,K,left = self.practice,self.n_optimization_steps,iter(drawn)
     alpha = self.alpha()*(next(left) if p.step_spread > 1 else 1)
     wait,z = None if p.min_steps in (None, K) else next(left),next(left) if p.noise else None
-    def shake(k): return z[:, k] if k < K - 1 else 0.
-    x,energy = read_once(self.energy, x)
-    carry = 0 if p.grad_steps == 'implicit' else p.grad_steps
-    guesses = list(walk_down(energy, x, y.detach(), K, alpha, carry, z if z is None else shake, wait=wait))
+    shake = None if z is None else lambda k: z[:, k] if k < K - 1 else 0.
+    carry,(x,energy) = 0 if p.grad_steps == 'implicit' else p.grad_steps,read_once(self.energy, x)
+    guesses = list(walk_down(energy, x, y.detach(), K, alpha, carry, shake, wait=wait))
     if p.loss_at == 'last': guesses = guesses[-1:]
     if p.grad_steps == 'implicit': guesses = [implicit_step(energy, x, guesses[0])]
     if self.proposal is not None: guesses.append(y)
     return guesses[0] if len(guesses) == 1 else tuple(guesses)
-
-EBT.practised = _practised
 
 # %% ../nbs/03_ebt.ipynb #9848757e
 @torch.no_grad()

@@ -41,8 +41,8 @@ class FeedForward(Encoded):
         n_layers:int=3        # Hidden layers
     ):
         super().__init__(encoder)
-        self.config = dict(input_dim=input_dim, output_dim=output_dim, latent_dim=latent_dim, activation=activation,
-                           n_layers=n_layers)
+        self.config = dict(input_dim=input_dim, output_dim=output_dim, latent_dim=latent_dim, activation=activation)
+        if n_layers != 3: self.config['n_layers'] = n_layers      # files from before this setting lack it
         self.net = mlp(**self.config, seed=seed)
 
     def forward(self, x): return self.net(self.context(x))   # (b, d_x) -> (b, d_y)

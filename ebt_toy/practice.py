@@ -56,7 +56,8 @@ def checked_practice(
         if g not in (1, n_steps): refuse('grad_steps', "1 or 'all' with loss_at='every'")
         g = 'each' if g == 1 else g
     if learn_step and g == 'implicit': refuse('grad_steps', "steps that α takes part in, to learn it")
-    if check_count('min_steps', n_steps if p.min_steps is None else p.min_steps) > n_steps: refuse('min_steps', f"at most {n_steps}")
+    fewest = check_count('min_steps', n_steps if p.min_steps is None else p.min_steps)
+    if fewest > n_steps: refuse('min_steps', f"at most {n_steps}")
     if check_positive('step_spread', p.step_spread) < 1: refuse('step_spread', "1 or more")
     if p.noise: check_positive('noise', p.noise)
     return p._replace(grad_steps=g)

@@ -45,7 +45,7 @@ def baselines(
     (x,y),(x_test,y_test) = (inputs_and_targets(ds) for ds in (data.train_dataset, data.test_dataset))
     if not y.is_floating_point():
         logits = torch.bincount(y, minlength=data.output_dim).float().expand(len(y_test), -1)
-        return {'commonest class': scoring.metric(logits, y_test).item()}
+        return {'majority class': scoring.metric(logits, y_test).item()}
     mean = {'training mean': scoring.metric(y.mean(0).expand_as(y_test), y_test).item()}
     if not isinstance(x, Tensor) or y.ndim != 2: return mean
     one = lambda x: torch.cat([x, torch.ones_like(x[:, :1])], dim=1).double()

@@ -118,9 +118,20 @@ def test_a_proposal_network_has_to_be_given(tmp_path):
 
 def test_what_was_changed_after_building_is_saved(tmp_path):
     model,x = tiny(),torch.ones(3, 4)
-    model.n_optimization_steps = 3
+    model.n_optimization_steps,model.step_size = 3,0.25
     back = load(save(model, tmp_path/'a.safetensors'))
-    assert back.n_optimization_steps == 3 and torch.equal(predict(model, x), predict(back, x))
+    assert (back.n_optimization_steps, back.step_size) == (3, 0.25) and torch.equal(predict(model, x), predict(back, x))
+
+@pytest.mark.parametrize('given', [{}, dict(activation='product', n_layers=1), dict(activation='glu', n_layers=2)], ids=str)
+def test_networks_of_other_units_and_depths(tmp_path, given):
+    net,x = FeedForward(4, 2, 8, **given),torch.ones(3, 4)
+    back = load(save(net, tmp_path/'a.safetensors'))
+    assert torch.equal(predict(net, x), predict(back, x)) and back.config == net.config
+
+def test_a_description_of_more_layers_than_weights_is_refused_at_once(tmp_path):
+    net = FeedForward(4, 2, 8, n_layers=2)
+    net.config['n_layers'] = 10**6
+    with pytest.raises(ValueError, match='n_layers'): load(save(net, tmp_path/'a.safetensors'))
 
 def test_parts_alone(tmp_path):
     x,y = torch.ones(3, 4),torch.ones(3, 2)
