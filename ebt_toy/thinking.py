@@ -286,8 +286,9 @@ def plot_thinking(
     """
     ax = new_axes(size=(4.6, 2.5)) if ax is None else ax
     lines = [[(r[x], r[value], r['steps']) for r in rows] for rows in curves.values() if isinstance(rows, list)]
+    markers = iter('Dsv^'*9)
     for (name,rows),ls in zip(curves.items(), ['-', '--', ':', '-.']*9):
-        if isinstance(rows, tuple): ax.plot(*rows, marker='D', color='k', mfc='none', ls='none', label=name)
+        if isinstance(rows, tuple): ax.plot(*rows, marker=next(markers), color='k', mfc='none', ls='none', label=name)
         else:
             points = [r[x] for r in rows],[r[value] for r in rows]
             ax.plot(*points, marker='o', ls=ls, ms=3, color=COLORS['test'], label=name)
