@@ -115,6 +115,11 @@ def _config(part):
     if part.log_step is None: return config
     return config | dict(step_size=part.config['step_size'], learn_step=True)     # what was learned is a weight
 
+def _foreign(part):
+    "A part of a class that is not of this package, or not one that can be built: its name, and `config` if it has one"
+    kind,config = getattr(part, '__name__', type(part).__name__),getattr(part, 'config', None)
+    return dict(kind=kind) | (dict(settings=config) if isinstance(config, dict) else {})
+
 def describe(
     part     # A model, an energy or an encoder, or None
 ):           # `kind`, the name of its class; for this package's classes also `config` and the parts. None for None
@@ -129,10 +134,10 @@ def describe(
     """
     if part is None: return None
     kind = type(part)
-    if kind not in _PARTS: return dict(kind=getattr(part, '__name__', kind.__name__))
+    if kind not in _PARTS: return _foreign(part)
     about = dict(kind=kind.__name__, config=_config(part)) | {p: describe(getattr(part, p)) for p in _PARTS[kind]}
     proposal = getattr(part, 'proposal', None)
-    return about if proposal is None else about | dict(proposal=dict(kind=type(proposal).__name__))
+    return about if proposal is None else about | dict(proposal=_foreign(proposal))
 
 # %% ../nbs/explorer/01_checkpoints.ipynb #8845fed5
 MAX_HEADER,MAX_PARTS = 2**23,2**17   # Bytes of a header; lists and dictionaries in it
@@ -324,9 +329,8 @@ def _described_state(about, most):
     kind,config = _KINDS[about['kind']],about['config']
     layers = check_count('n_layers', config.get('n_layers', 1))
     _check_parts(about)
-    blocks = kind is TokenEncoder
-    if layers > most and not blocks: raise ValueError(f"n_layers: expected at most {most}, as weights, got {layers}")
-    one = config | dict(n_layers=1) if blocks else config
+    one = config | dict(n_layers=1) if kind is TokenEncoder else config
+    if one is config and layers > most: raise ValueError(f"n_layers: expected at most {most}, got {layers}")
     state = kind(**one, **dict.fromkeys(_PARTS[kind])).state_dict()
     block = {k: t for k,t in state.items() if k.startswith('blocks.0.')}
     if layers*len(block) > most:
@@ -361,7 +365,8 @@ def _built(path, about, weights):
 def _difference(a, b, name='model'):
     "Where two descriptions first differ, in words"
     if not (isinstance(a, dict) and isinstance(b, dict)): return None if a == b else f"{name} {a!r}, got {b!r}"
-    return next((d for k in a|b if (d := _difference(a.get(k), b.get(k), f'{name}.{k}'))), None)
+    keys = [k for k in a|b if k in a or k != 'settings']       # older files have no settings of foreign parts
+    return next((d for k in keys if (d := _difference(a.get(k), b.get(k), f'{name}.{k}'))), None)
 
 def _check_same_model(path, about, model, weights):
     "A model matches a description, and has these weights"

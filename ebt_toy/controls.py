@@ -54,6 +54,7 @@ def why_stop(
 
 # %% ../nbs/engine/08_controls.ipynb #65223a35
 def _copies(model): return [t.detach().clone() for t in (*model.parameters(), *model.buffers())]
+def _norms(model): return [p.detach().double().norm().item() for p in model.parameters()]
 def _put_back(model, copies):
     for t,kept in zip((*model.parameters(), *model.buffers()), copies): t.data.copy_(kept)
 
@@ -155,6 +156,7 @@ def going_on(
     for m,s in zip(models, earlier.state):
         n = sum(p.numel() for p in m.parameters() if p.requires_grad)
         if s.m is not None and len(s.m) != n: refuse(f"a model with {n:,} trainable weights, as now", f"{len(s.m):,}")
+        if s.left and not np.allclose(s.left, _norms(m), rtol=1e-6): refuse("the model as that run left it", "another")
     if 'schedule' in settings or 'warmup' in settings:
         refuse("a constant learning rate without warm-up, since a schedule is planned for a whole run", "another")
     settings['num_steps'] += done.pop()
@@ -218,3 +220,4 @@ def best_kept(
     try: yield best if keep else None
     finally:
         if keep: best.restore(history)
+        for m,s in zip(models, history.state): s.left = _norms(m)

@@ -111,9 +111,8 @@ def register_rule(
     _rules[name] = rule
 
 def _walk(name, f, y0, step_size):
-    "Guesses of a rule, without gradients"
-    walk = _rules[check_known('rule', name, [*_rules, 'fixed'])](f, y0, step_size)
-    with torch.no_grad(): yield from walk
+    "Guesses of a rule"
+    return _rules[check_known('rule', name, [*_rules, 'fixed'])](f, y0, step_size)
 
 def read_once(
     energy:Callable,   # May have `given(x)`, what it needs of x, and `of(given, y)`, the energy from that
@@ -159,13 +158,13 @@ def walk_down(
         Yields the guesses after each step
     """
     walk = None if rule == 'fixed' else _walk(rule, lambda y: checked_energy(energy, x, y), y, step_size)
+    if walk and noise: raise ValueError(f"noise: expected rule='fixed', as other rules would not see it, got {rule!r}")
     for k in range(n_steps):
         each = grad_steps == 'each'
         carry = torch.is_grad_enabled() and (each or n_steps - k <= grad_steps)
         if each: y = y.detach()
-        if walk: new = next(walk)
-        else:
-            with torch.set_grad_enabled(carry): new = inner_step(energy, x, y, step_size)
+        with torch.set_grad_enabled(carry and not walk):
+            new = next(walk) if walk else inner_step(energy, x, y, step_size)
         if noise: new = new + noise(k)
         y = new if wait is None else torch.where((k >= wait)[:, None], new, y)
         yield y
@@ -282,6 +281,8 @@ class EBT(Descending):
         y = guesses_for(self, n_rows(x), seed, device_of(x))[0] if y0 is None else y0
         x = self.context(x)
         y = self.first_guess(x, y)
+        if self.training and not drawn:
+            drawn = self.training_draws(len(y), generator(seed, 'practice', device=y.device))
         if self.training: return self.practised(x, y, *drawn)
         return descend(self.energy, x, y, self.n_optimization_steps, self.alpha(), 0, record=False).guesses[-1]
 
@@ -373,9 +374,10 @@ def trace(
     return descend(model.energy, x, y0, n_steps, step_size, noise=noise, g=generator(seed, 'noise', device=y0.device),
                    rule=rule)
 
-def _monitor(self:EBT, x, y0):
+@torch.no_grad()
+def _monitor(self:EBT, x, drawn):
     "Mean energy of the first and of the last guess"
-    path = trace(self, x, y0=y0)
+    path = trace(self, x, y0=self.first_guess(contexts(self, x), drawn))
     return dict(energy_start=path.energies[0].mean().item(), energy_end=path.energies[-1].mean().item())
 
 EBT.monitor = _monitor
@@ -464,6 +466,8 @@ def train_energy_model(
     options = fit_options(locals()) | dict(num_steps=count_updates(num_steps, num_epochs, 10_000))
     practice = dict(grad_steps=grad_steps, loss_at=loss_at, min_steps=min_steps, step_spread=step_spread, noise=noise)
     datasets,several = (train_dataset, val_dataset, test_dataset),seeds is not None and len(seed_list(seeds)) > 1
+    check_known('start', start, ['normal', 'zeros', 'proposal'])
+    if learn_step and weight_decay: raise ValueError("weight_decay: expected 0 with learn_step: it would pull α to 1")
     def build(seed, reader, width):
         own = _own_energy(energy, width, output_dim, latent_dim, seed, several)
         first = mlp(width, output_dim, latent_dim, 'silu', seed + 1) if start == 'proposal' else start

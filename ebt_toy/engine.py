@@ -221,6 +221,7 @@ def choose_compile(
 
 # %% ../nbs/engine/03_engine.ipynb #a1a25da9
 _EVERY_MODULE = {*vars(nn.Module()), 'training'}   # attributes that every module has
+_EVERY_MODULE |= {'history', 'notes', 'test_dataset', 'scoring'}   # what training and loading attach to a model
 
 def _digest(t):
     "A short digest of a tensor's numbers"

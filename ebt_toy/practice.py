@@ -37,7 +37,7 @@ def checked_practice(
     p:Practice,         # As asked for
     n_steps:int,        # Inner steps
     learn_step:bool     # Whether α is learned
-) -> Practice:          # With `grad_steps` as a number, or 'each' or 'implicit'
+) -> Practice:          # With `grad_steps` as a number (infinite for all), or 'each' or 'implicit'
     """Refuse what makes no sense with a `ValueError`
 
     Args:
@@ -46,14 +46,14 @@ def checked_practice(
         learn_step: Whether α is learned
 
     Returns:
-        With `grad_steps` as a number, or 'each' or 'implicit'
+        With `grad_steps` as a number (infinite for all), or 'each' or 'implicit'
     """
     def refuse(name, expected): raise ValueError(f"{name}: expected {expected}, got {getattr(p, name)!r}")
-    g = n_steps if p.grad_steps == 'all' else p.grad_steps
+    g = math.inf if p.grad_steps == 'all' else p.grad_steps
     if isinstance(g, str): check_known('grad_steps', g, ['all', 'implicit'])
-    else: check_count('grad_steps', g)
+    elif g != math.inf and check_count('grad_steps', g) > n_steps: refuse('grad_steps', f"at most {n_steps}")
     if check_known('loss_at', p.loss_at, ['last', 'every']) == 'every':
-        if g not in (1, n_steps): refuse('grad_steps', "1 or 'all' with loss_at='every'")
+        if g not in (1, n_steps, math.inf): refuse('grad_steps', "1 or 'all' with loss_at='every'")
         g = 'each' if g == 1 else g
     if learn_step and g == 'implicit': refuse('grad_steps', "steps that α takes part in, to learn it")
     fewest = check_count('min_steps', n_steps if p.min_steps is None else p.min_steps)
@@ -115,7 +115,10 @@ def _drawn_guesses(self:Descending, n, generator):
 
 def _first_guess(self:Descending, x, drawn):
     "First guesses for contexts x: what was drawn, on top of what the proposal network says if there is one"
-    return drawn if self.proposal is None else drawn + self.proposal(x)
+    if self.proposal is None: return drawn
+    first = self.proposal(x)
+    if first.shape == drawn.shape: return drawn + first
+    raise ValueError(f"start: expected a network that proposes {tuple(drawn.shape)} numbers, got {tuple(first.shape)}")
 
 def _training_draws(self:Descending, n, g):
     "What training draws for each row besides: a factor of α, steps to wait, noise; each only where it is asked for"

@@ -249,7 +249,7 @@ def valid_sudoku(
     digits = torch.arange(4, device=y.device)
     return torch.stack([(t.sort(-1).values == digits).all(-1).all(-1) for t in (cells, cells.mT, blocks)]).all(0)
 
-_register_puzzle('sudoku', _sudoku, solved_scoring(lambda d: 4), 'fewest givens, new solutions')
+_register_puzzle('sudoku', _sudoku, solved_scoring(lambda d: 4), 'few givens, new solutions')
 
 # %% ../nbs/methods/08_puzzles.ipynb #1a00b9f8
 def _queen_conflicts(n):
@@ -278,4 +278,4 @@ def valid_queens(
     def distinct(t): return (t.sort(1).values.diff(dim=1) > 0).all(1)
     return distinct(col) & distinct(col - away) & distinct(col + away)
 
-_register_puzzle('queens', _queens, solved_scoring(lambda d: int(d**0.5)), 'fewest queens, new solutions')
+_register_puzzle('queens', _queens, solved_scoring(lambda d: int(d**0.5)), 'few queens, new solutions')

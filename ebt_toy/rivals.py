@@ -253,7 +253,7 @@ class Ensemble(Encoded):
     @torch.no_grad()
     def spread(self, x):
         "How far the members disagree, `(b, d_y)`: the standard deviation of their answers"
-        return torch.stack(self.answers(self.prepare(x))).std(0)
+        return torch.stack(self.answers(self.prepare(x))).std(0, correction=0)
 
 # %% ../nbs/methods/06_rivals.ipynb #4b520d84
 @strict
@@ -331,13 +331,17 @@ def train_ensemble(
 register_model('ensemble', train_ensemble, 'Ensemble');
 
 # %% ../nbs/methods/06_rivals.ipynb #e6b08174
+def _clamped(w, low):
+    "Weights clamped to [low, 1]; the gradient passes through, so that those outside can come back"
+    return w + (w.clamp(low, 1) - w).detach()
+
 class NAU(nn.Module):
     "A layer that adds and subtracts: linear, without a bias, with weights in [−1, 1]"
     def __init__(self, input_dim:int, output_dim:int, seed:int=0):
         super().__init__()
         r = min(0.5, math.sqrt(6/(check_count('input_dim', input_dim) + check_count('output_dim', output_dim))))
         with seeded(seed, 'nau'): self.weight = nn.Parameter(torch.empty(output_dim, input_dim).uniform_(-r, r))
-    def forward(self, x): return F.linear(x, self.weight.clamp(-1, 1))
+    def forward(self, x): return F.linear(x, _clamped(self.weight, -1))
 
 class NMU(nn.Module):
     "A layer that multiplies those of its inputs that its weights in [0, 1] choose"
@@ -346,9 +350,10 @@ class NMU(nn.Module):
         sizes = check_count('output_dim', output_dim),check_count('input_dim', input_dim)
         with seeded(seed, 'nmu'): self.weight = nn.Parameter(torch.empty(sizes).uniform_(0.25, 0.75))
     def forward(self, x):
-        w = self.weight.clamp(0, 1)
+        w = _clamped(self.weight, 0)
         return (w*x[..., None, :] + 1 - w).prod(-1)
 
+# %% ../nbs/methods/06_rivals.ipynb #a95fb48a
 class Arithmetic(Encoded):
     """Sums of x (NAU), then products of those (NMU)
 

@@ -217,10 +217,10 @@ def draws(
     Returns:
         Yields rows `(BLOCK, batch_size)`, and guesses `(BLOCK, batch_size, ...)` if any
     """
-    order,g = (generator(seed, kind, *stream, device=device) for kind in ('batches', 'noise'))
+    order,g,h = (generator(seed, kind, *stream, device=device) for kind in ('batches', 'noise', 'practice'))
     rows = batches(n, BLOCK*batch_size, order)
     while True:
-        drawn = draw_guesses(model, BLOCK*batch_size, g) + training_draws(model, BLOCK*batch_size, g)
+        drawn = draw_guesses(model, BLOCK*batch_size, g) + training_draws(model, BLOCK*batch_size, h)
         yield next(rows).view(BLOCK, batch_size),*(z.view(BLOCK, batch_size, *z.shape[1:]) for z in drawn)
 
 # %% ../nbs/engine/02_update.ipynb #4e0f2596
@@ -470,6 +470,8 @@ def _update(model, opt, drawn, loss, group, clip=None):
     value = _loss_of(model, loss, *group, rows, guess)
     if not value.requires_grad: raise ValueError(UNTRAINABLE)
     value.backward()
+    if opt.defaults['weight_decay']:      # AdamW passes over weights without a gradient; here all of them decay
+        for p in (p for p in _learned(model) if p.grad is None): p.grad = torch.zeros_like(p)
     if clip: nn.utils.clip_grad_norm_(model.parameters(), clip)
     opt.step()
     return value
@@ -484,11 +486,13 @@ class AdamState:
         m: Running mean of the gradients of all trainable weights, in one row; None is 0
         v: Running mean of their squares
         last: The weights at that time, where the model has got others since
+        left: Norms of the weights with which a run left the model
     """
     done:int = 0           # Updates made
     m:Tensor|None = None   # Running mean of the gradients of all trainable weights, in one row; None is 0
     v:Tensor|None = None   # Running mean of their squares
     last:list|None = None  # The weights at that time, where the model has got others since
+    left:list|None = None  # Norms of the weights with which a run left the model
 
 def _give_state(opt, params, state):
     "Let an optimizer continue from a state of Adam"

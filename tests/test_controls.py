@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ebt_toy import EBT, EnergyFunction, create_synthetic_data, fit, load, run_main, save, train_energy_model, train_feedforward
+from ebt_toy import EBT, EnergyFunction, FeedForward, create_synthetic_data, fit, load, run_main, save, train_energy_model, train_feedforward
 from ebt_toy.cli import main
 from ebt_toy.controls import every_callback, log_to, stale_evaluations
 from ebt_toy.core import generator
@@ -354,3 +354,20 @@ def test_files_hold_no_state(splits, tmp_path):
     assert back.history.settings == h.settings and back.history.state is None and h.state[0].done == 20
     with pytest.raises(ValueError, match='history: expected one that `fit` returned in this session'): fit(back, *splits, history=back.history)
     assert copy.deepcopy(h).state[0].done == 20
+
+def test_going_on_needs_the_model_as_the_run_left_it():
+    data = create_synthetic_data('add', vec_size=1, size_train=64, size_val=8, size_test=8)
+    few = dict(num_steps=4, batch_size=8, compile=False, progress=False)
+    a,b = FeedForward(2, 1, 8, seed=0),FeedForward(2, 1, 8, seed=9)
+    h = fit(a, *data[:3], **few)
+    fit(b, *data[:3], **few)
+    with pytest.raises(ValueError, match='as that run left it'): fit(b, *data[:3], **few, history=h)
+    fit(a, *data[:3], **few, history=h)
+    with pytest.raises(ValueError, match='as that run left it'): fit(a, *data[:3], **few, history=h)      # it has gone on since
+
+def test_trained_models_go_on_side_by_side():
+    data = create_synthetic_data('add', vec_size=1, size_train=64, size_val=8, size_test=8)
+    few,lines = dict(num_steps=4, batch_size=8, latent_dim=8, report=None, progress=False),[]
+    models = train_feedforward(*data, **few, seeds=2)
+    fit(models, *data[:3], num_steps=4, batch_size=8, seeds=2, report=lines.append, progress=False)
+    assert not any('One seed after another' in line for line in lines)

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from ebt_toy.core import generator
 from ebt_toy.data import create_synthetic_data, with_tensors
-from ebt_toy.ebt import EBT, EnergyFunction, hessian, implicit_step, trace, train_energy_model
+from ebt_toy.ebt import EBT, EnergyFunction, hessian, implicit_step, trace, train_energy_model, walk_down
 from ebt_toy.practice import inverses
 from ebt_toy.energies import Bowl
 from ebt_toy.runner import run_main
@@ -131,3 +131,46 @@ def test_reached_from_run_main():
     small = dict(size_train=64, size_val=8, size_test=8, vec_size=2, num_steps=3, latent_dim=8, **quiet)
     r = run_main('add', model_type='ebt', noise=0.1, min_steps=2, grad_steps='all', **small)
     assert r['ebt']['config']['noise'] == 0.1 and r['ebt']['config']['grad_steps'] == 'all'
+
+def test_recorded_energies_are_those_of_the_predictions():
+    def bowl(x, y): return 0.5*(y - x).pow(2).sum(-1)
+    far = torch.nn.Linear(2, 2)
+    torch.nn.init.zeros_(far.weight), torch.nn.init.constant_(far.bias, 5.)
+    model,x = EBT(bowl, 2, 3, 0.1, start=far),torch.randn(6, 2, generator=generator(0))
+    row,path = model.monitor(x, torch.zeros(6, 2)),trace(model, x)
+    assert row['energy_start'] == pytest.approx(path.energies[0].mean().item()) and row['energy_start'] > 10
+    assert row['energy_end'] == pytest.approx(path.energies[-1].mean().item())
+
+def test_rules_refuse_noise_and_leave_gradients_as_they_were():
+    def bowl(x, y): return 0.5*(y - x).pow(2).sum(-1)
+    model,x = EBT(bowl, 1, 3),torch.zeros(2, 1)
+    with pytest.raises(ValueError, match="noise: expected rule='fixed'"): trace(model, x, rule='backtracking', noise=0.5)
+    walk = walk_down(bowl, x, x + 1, 5, 0.1, rule='backtracking')
+    next(walk)
+    assert torch.is_grad_enabled()
+
+def test_training_mode_draws_what_it_needs():
+    model = EBT(EnergyFunction(2, 2, 8), 2, 4, noise=0.1, min_steps=2, step_spread=2.).train()
+    x = torch.randn(5, 2, generator=generator(0))
+    assert torch.equal(model(x), model(x)) and not torch.equal(model(x), model(x, seed=1))
+
+def test_all_steps_are_all_steps_after_their_number_was_changed():
+    model = EBT(EnergyFunction(2, 2, 8), 2, 2, grad_steps='all').train()
+    model.n_optimization_steps = 6
+    other = EBT(model.energy, 2, 6, grad_steps='all').train()
+    x,y0 = torch.randn(2, 5, 2, generator=generator(0))
+    grads = [torch.autograd.grad(m(x, y0).sum(), model.energy.net[0].weight)[0] for m in (model, other)]
+    assert torch.equal(*grads)
+
+def test_parts_that_do_not_fit_are_refused(data):
+    with pytest.raises(ValueError, match='proposes'): EBT(EnergyFunction(2, 2, 8), 2, 3, start=torch.nn.Linear(2, 1))(torch.ones(3, 2))
+    for wrong,said in ((dict(start=torch.nn.Linear(4, 2)), 'start'), (dict(learn_step=True, weight_decay=0.1), 'weight_decay'),
+                       (dict(grad_steps=11), 'at most 10')):
+        with pytest.raises(ValueError, match=said): train_energy_model(*data, **wrong, num_steps=1, **quiet)
+
+def test_decay_reaches_every_weight_in_every_way(data):
+    energy = lambda seed: EnergyFunction(4, 2, 16, seed).double()
+    given = dict(energy=energy, weight_decay=0.5, num_steps=30, batch_size=16, n_optimization_steps=3) | quiet
+    alone,group = train_energy_model(*data, **given, seed=1),train_energy_model(*data, **given, seeds=[0, 1])[1]
+    start = EnergyFunction(4, 2, 16, 1).double().net[-1].bias
+    assert apart(alone, group) < 1e-10 and abs(alone.energy.net[-1].bias.item()) < abs(start.item())

@@ -13,9 +13,9 @@ from ebt_toy.confidence import auroc, bootstrap, confidence, disagreement, doubt
 from ebt_toy.core import generator
 from ebt_toy.data import uniform
 from ebt_toy.ebt import EBT, EnergyFunction, Trajectory, _rules, descend, trace
-from ebt_toy.energies import Bilinear
+from ebt_toy.energies import Bilinear, Bowl
 from ebt_toy.models import predict
-from ebt_toy.thinking import (best_of, newton_step, plot_thinking, plot_thinking_map, settle, step_flops, thinking_curve,
+from ebt_toy.thinking import (best_of, newton_step, plot_thinking, plot_thinking_map, settle, prediction_flops, thinking_curve,
                               thinking_map)
 
 QUIET = dict(report=None, progress=False)
@@ -160,8 +160,8 @@ def test_a_step_of_a_bilinear_check_costs_what_its_layers_do():
     "Twice the multiplications forward; backward only what leads to y: c, b and d transposed"
     model,x = EBT(Bilinear(2, 1, 8), 1),normal(10, 2)
     forward = 2*(2*8 + 3*8 + 8*2 + 3*2)
-    assert forward < step_flops(model, x) <= 2*forward
-    assert step_flops(model, x, 'backtracking') > step_flops(model, x)
+    assert forward < prediction_flops(model, x)[1] <= 2*forward
+    assert prediction_flops(model, x, "backtracking")[1] > prediction_flops(model, x)[1]
 
 def test_a_map_holds_a_curve_per_model():
     data = create_synthetic_data('divide', size_train=200, size_val=50, size_test=50, vec_size=1)
@@ -279,3 +279,20 @@ def test_the_figure_shows_each_value():
     ax = plot_confidence(dict(ID=rows, OOD=rows), value='rank')
     assert [t.get_text() for t in ax.get_yticklabels()] == [r['signal'] for r in rows]
     np.testing.assert_allclose(ax.lines[0].get_xdata(), [r['rank'] for r in rows])
+
+def test_rows_that_are_lost_are_not_at_rest():
+    def bowl(x, y): return 0.5*x[:, 0]*(y[:, 0])**2
+    x = torch.tensor([[0.5], [5.]]).repeat(10, 1)
+    few,many = thinking_curve(EBT(bowl, 1), TensorDataset(x, torch.zeros(20, 1)), (10, 400))
+    assert many['moving'] == pytest.approx(0.5) and many['low'] < 1e-6 and many['high'] == float('inf') and few['high'] > 1
+
+def test_the_lowest_energy_is_a_finite_one():
+    def hole(x, y): return (y.clamp(max=1)**2 - (y - 1).clamp(min=0)**2)[:, 0]
+    best = best_of(EBT(hole, 1, 300, 0.5), torch.zeros(4, 1), 16)
+    assert best.answer.isfinite().all() and best.energy.isfinite().all()
+
+def test_what_is_done_once_counts_once():
+    energy,x = Bowl(2, 1, 16),normal(10, 2)
+    once,step = prediction_flops(EBT(energy, 1), x)
+    network = 2*(2*16 + 16*16*2 + 16*4)
+    assert once == network and step < 2*2*2*2 + 1
