@@ -16,8 +16,10 @@ from fastcore.script import anno_parser
 
 from ._start import end
 from .core import tell, user_path
+from .data import task_names
+from .ebt import energy_names
 from .files import listops_command
-from .runner import Results, insist, run_main
+from .runner import Results, chosen_models, insist, run_main
 from .saving import prepare_saving, save_results
 from .serve import explore_command
 
@@ -270,7 +272,13 @@ def explore_main(
         return 1 if isinstance(e, RuntimeError) else 2
 
 # %% ../nbs/cli.ipynb #91f36319
-_EPILOG = """'ebt_toy explore' shows the explorer as a page; 'ebt_toy listops' writes ListOps data sets to files.
+def _epilog():
+    "Last lines of the help"
+    return f"""{_REACH}
+Tasks: {', '.join(task_names())}. Models: {', '.join(chosen_models('all'))}. Energies of the EBT (--energy):
+{', '.join(energy_names())}."""
+
+_REACH = """'ebt_toy explore' shows the explorer as a page; 'ebt_toy listops' writes ListOps data sets to files.
 Any other setting of a registered model works as --setting value, and --<name>_config is for one model alone.
 Exit codes: 0, 1 when a model diverged, 2 for bad input, 3 where a file cannot be written, 130 after Ctrl-C or SIGTERM
 (what is trained by then is reported and saved), 141 when nobody reads the output any more."""
@@ -294,4 +302,4 @@ def main(
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ['listops']: return listops_main(argv[1:])
     if argv[:1] == ['explore']: return explore_main(argv[1:])
-    return run_command(command, 'ebt_toy', argv, _exit_code, _EPILOG, rest=True)
+    return run_command(command, 'ebt_toy', argv, _exit_code, _epilog(), rest=True)

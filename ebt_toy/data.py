@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['regression', 'classification', 'ID_LIMIT', 'OOD_LIMIT', 'Scoring', 'accuracy', 'scoring_for', 'SyntheticData', 'Task',
-           'out_of_distribution', 'register_task', 'get_task', 'uniform', 'elementwise_data', 'outside_range',
-           'register_elementwise', 'DictDataset', 'inputs_and_targets', 'check_dataset', 'with_tensors', 'check_data',
-           'create_synthetic_data']
+           'out_of_distribution', 'register_task', 'get_task', 'task_names', 'uniform', 'elementwise_data',
+           'outside_range', 'register_elementwise', 'DictDataset', 'inputs_and_targets', 'check_dataset',
+           'with_tensors', 'check_data', 'create_synthetic_data']
 
 # %% ../nbs/00_data.ipynb #cadf84e6
 import inspect
@@ -167,6 +167,14 @@ def get_task(
         Its entry
     """
     return _tasks[check_known('task', name, _tasks)]
+
+def task_names() -> list[str]:   # As for `create_synthetic_data`
+    """Names of all registered tasks
+
+    Returns:
+        As for `create_synthetic_data`
+    """
+    return list(_tasks)
 
 # %% ../nbs/00_data.ipynb #d5a2a675
 ID_LIMIT,OOD_LIMIT = 1.,2.   # Operands of training and validation lie in [−1, 1]; those of the test set in [−2, 2]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['checked_energy', 'slope', 'inner_step', 'Trajectory', 'register_rule', 'read_once', 'walk_down', 'descend',
-           'EnergyFunction', 'register_energy', 'EBT', 'hessian', 'implicit_step', 'trace', 'train_energy_model',
-           'contexts', 'test_energy_model']
+           'EnergyFunction', 'register_energy', 'energy_names', 'EBT', 'hessian', 'implicit_step', 'trace',
+           'train_energy_model', 'contexts', 'test_energy_model']
 
 # %% ../nbs/03_ebt.ipynb #f99050a1
 from typing import Callable, NamedTuple
@@ -245,6 +245,14 @@ def register_energy(
     """
     if not callable(make): raise ValueError(f"make: expected a function, got {make!r}")
     _energies[name] = make
+
+def energy_names() -> list[str]:   # As for `train_energy_model(energy=...)`
+    """Names of all registered energies
+
+    Returns:
+        As for `train_energy_model(energy=...)`
+    """
+    return list(_energies)
 
 # %% ../nbs/03_ebt.ipynb #a9740503
 class EBT(Descending):

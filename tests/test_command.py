@@ -96,3 +96,7 @@ def test_listops_in_this_process(capsys, tmp_path):
 
 def test_explore_refuses_a_port_that_is_no_number(capsys):
     assert explore_main(['--port', 'eight']) == 2 and "invalid int value: 'eight'" in capsys.readouterr().err
+
+def test_help_lists_what_is_registered():
+    from ebt_toy.cli import _epilog
+    for name in ('divide', 'sudoku', 'roots', 'recurrent', 'ensemble', 'bilinear', 'convex'): assert name in _epilog()
