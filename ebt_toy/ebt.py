@@ -475,6 +475,8 @@ def train_energy_model(
     practice = dict(grad_steps=grad_steps, loss_at=loss_at, min_steps=min_steps, step_spread=step_spread, noise=noise)
     datasets,several = (train_dataset, val_dataset, test_dataset),seeds is not None and len(seed_list(seeds)) > 1
     check_known('start', start, ['normal', 'zeros', 'proposal'])
+    if not isinstance(grad_steps, str) and check_count('grad_steps', grad_steps) > n_optimization_steps:
+        raise ValueError(f"grad_steps: expected at most {n_optimization_steps}, got {grad_steps}")
     if learn_step and weight_decay: raise ValueError("weight_decay: expected 0 with learn_step: it would pull α to 1")
     def build(seed, reader, width):
         own = _own_energy(energy, width, output_dim, latent_dim, seed, several)

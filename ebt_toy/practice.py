@@ -51,9 +51,9 @@ def checked_practice(
     def refuse(name, expected): raise ValueError(f"{name}: expected {expected}, got {getattr(p, name)!r}")
     g = math.inf if p.grad_steps == 'all' else p.grad_steps
     if isinstance(g, str): check_known('grad_steps', g, ['all', 'implicit'])
-    elif g != math.inf and check_count('grad_steps', g) > n_steps: refuse('grad_steps', f"at most {n_steps}")
+    elif g != math.inf: check_count('grad_steps', g)
     if check_known('loss_at', p.loss_at, ['last', 'every']) == 'every':
-        if g not in (1, n_steps, math.inf): refuse('grad_steps', "1 or 'all' with loss_at='every'")
+        if g == 'implicit' or 1 < g < n_steps: refuse('grad_steps', "1 or 'all' with loss_at='every'")
         g = 'each' if g == 1 else g
     if learn_step and g == 'implicit': refuse('grad_steps', "steps that α takes part in, to learn it")
     fewest = check_count('min_steps', n_steps if p.min_steps is None else p.min_steps)

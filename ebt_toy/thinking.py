@@ -212,7 +212,7 @@ def _slope_sizes(model, x, y):
     return _slopes(lambda y: f(given, y), y).norm(dim=1)
 
 # %% ../nbs/methods/04_thinking.ipynb #ae18a19d
-def _quantiles(error, at):
+def _bounded_quantiles(error, at):
     "Quantiles that infinite errors do not turn into NaN: between two values the nearer one counts"
     return error.quantile(error.new_tensor(at), interpolation='nearest').tolist()
 
@@ -246,7 +246,7 @@ def thinking_curve(
     def row(n):
         error = (guesses[n] - y).pow(2).mean(1)
         moved = ~((guesses[n] - guesses[n - 1]).norm(dim=1) <= 1e-4)      # a row that is lost is not at rest
-        low,median,high = _quantiles(error.nan_to_num(torch.inf, posinf=torch.inf), (0.05, 0.5, 0.95))
+        low,median,high = _bounded_quantiles(error.nan_to_num(torch.inf, posinf=torch.inf), (0.05, 0.5, 0.95))
         return dict(steps=n, mean=error.mean().item(), median=median, low=low, high=high,
                     energy=torch.nan if energies is None else energies[n].mean().item(),
                     slope=_slope_sizes(model, x, guesses[n]).median().item(),
