@@ -789,6 +789,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'ebt_toy.sweeps._same': ('sweeps/sweeps.html#_same', 'ebt_toy/sweeps.py'),
                                 'ebt_toy.sweeps._scales': ('sweeps/sweeps.html#_scales', 'ebt_toy/sweeps.py'),
                                 'ebt_toy.sweeps._scores_of': ('sweeps/sweeps.html#_scores_of', 'ebt_toy/sweeps.py'),
+                                'ebt_toy.sweeps._try_out': ('sweeps/sweeps.html#_try_out', 'ebt_toy/sweeps.py'),
                                 'ebt_toy.sweeps._unit': ('sweeps/sweeps.html#_unit', 'ebt_toy/sweeps.py'),
                                 'ebt_toy.sweeps._values': ('sweeps/sweeps.html#_values', 'ebt_toy/sweeps.py'),
                                 'ebt_toy.sweeps._varied': ('sweeps/sweeps.html#_varied', 'ebt_toy/sweeps.py'),

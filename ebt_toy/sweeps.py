@@ -6,8 +6,8 @@
 __all__ = ['FAILED', 'sweep_points', 'full_settings', 'group_id', 'train_seeds', 'Job', 'run_job', 'processes', 'sweep',
            'sweep_summary', 'sweep_table', 'format_table', 'plot_sweep']
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #81fff66a
-import hashlib, inspect, itertools, json, math, multiprocessing, os, random, signal, threading, time
+# %% ../nbs/sweeps/01_sweeps.ipynb #e8b62071
+import hashlib, inspect, itertools, json, math, multiprocessing, os, pickle, random, signal, threading, time
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, ProcessPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
@@ -26,7 +26,7 @@ from .store import index_settings, open_store, put_units, units_of
 from .style import COLORS, legend, new_axes
 from .training import DivergedError
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #9fbfa1bb
+# %% ../nbs/sweeps/01_sweeps.ipynb #e0bbd4ee
 def _values(name, given):
     "The values of a setting as a list"
     values = list(given) if isinstance(given, (list, tuple, range, np.ndarray)) else [given]
@@ -66,7 +66,7 @@ def sweep_points(
     else: chosen = sorted(random.Random(sample_seed).sample(range(n), sample))
     return [_point(lists, i) for i in chosen]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #374d8648
+# %% ../nbs/sweeps/01_sweeps.ipynb #39edd1ba
 _OF_A_RUN = 'task','vec_size','size_train','size_val','size_test','seed','task_options','eval_every'   # of `run_main`
 _HOW = 'compile','device'      # change how a unit is computed, not what it is
 
@@ -101,7 +101,7 @@ def full_settings(
     """
     return [_full(point, n) for n in chosen_models(point.get('model_type', 'both'))]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #b8a636dd
+# %% ../nbs/sweeps/01_sweeps.ipynb #8f88b83b
 def _same(value):
     "A value in a form in which equal numbers are written alike: 1.0 as 1"
     if isinstance(value, dict): return {k: _same(v) for k,v in value.items()}
@@ -126,7 +126,7 @@ def group_id(
     text = json.dumps([ebt_toy.__version__, by, _same(what)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #9d95504e
+# %% ../nbs/sweeps/01_sweeps.ipynb #61720810
 def _scores_of(results, name, i):
     "What the i-th seed of a model scored, and how its run ended"
     r = results[name]
@@ -155,7 +155,7 @@ def train_seeds(
     if results.interrupted: raise KeyboardInterrupt
     return [_scores_of(results, name, i) for i in range(len(seeds))]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #813718d2
+# %% ../nbs/sweeps/01_sweeps.ipynb #89bbf831
 class Job(NamedTuple):
     """Some units of one group
 
@@ -176,7 +176,7 @@ def _unit(seed, scores, seconds):
     "A unit as the store takes it"
     scores = dict(scores)
     status,error = scores.pop('status', 'finished'),scores.pop('error', None)
-    return seed,status,seconds,error,json.dumps(scores)
+    return seed,status,seconds,error,json.dumps(scores, default=lambda v: v.item())     # of NumPy or PyTorch
 
 def run_job(
     run:Callable|None,  # `(settings, seeds) -> [scores]`; None is `train_seeds`
@@ -201,7 +201,7 @@ def run_job(
         status = 'diverged' if isinstance(e, DivergedError) else 'failed'
         return _failures(job.seeds, status, f'{type(e).__name__}: {e}')
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #cd76a6db
+# %% ../nbs/sweeps/01_sweeps.ipynb #3a112f35
 def _end_with_parent():
     "End this process once the one that started it is gone, even if that was killed"
     multiprocessing.parent_process().join()
@@ -233,17 +233,24 @@ def processes(
     return partial(ProcessPoolExecutor, check_count('n', n), mp_context=multiprocessing.get_context('spawn'),
                    initializer=_begin_worker, initargs=init)
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #a0604277
+# %% ../nbs/sweeps/01_sweeps.ipynb #061f9ab1
+def _try_out(pool, run):
+    "See whether workers start and know `run`; raises `ValueError`"
+    try: pool.submit(callable, run).result()
+    except BrokenExecutor as e:
+        raise ValueError("executor: expected a pool whose processes start, got a broken one. They import the main "
+                         "script, which needs `if __name__ == '__main__':`, and the module of `run`. Only a function "
+                         "that makes pools, as `processes(4)`, can replace one that broke later") from e
+    except (pickle.PicklingError, AttributeError, TypeError) as e:
+        raise ValueError(f"run: expected a function at the top level of a module, got {run!r} ({e})") from e
+
 @contextmanager
 def _pool_of(executor, run):
     "A pool that was tried out: the executor, or what it makes, ended with the block"
     own = callable(executor)
     pool = executor() if own else executor
     try:
-        try: pool.submit(callable, run).result()      # can its workers start, and import `run`?
-        except BrokenExecutor as e:
-            raise RuntimeError("executor: expected workers that start, got none. They import the main script, which "
-                               "needs `if __name__ == '__main__':`, and `run`, which needs a module of its own") from e
+        _try_out(pool, run)
         yield pool
     except BaseException:
         if own: _kill(pool)
@@ -256,7 +263,7 @@ def _kill(pool):
     for p in list((getattr(pool, '_processes', None) or {}).values()):
         with suppress(OSError): p.terminate()
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #715301d6
+# %% ../nbs/sweeps/01_sweeps.ipynb #298e8db9
 def _hand_out(pool, run, todo, running, ahead):
     "Submit jobs, taken out of `todo`, until so many are running; whether the pool is sound"
     while todo and len(running) < ahead:
@@ -288,7 +295,7 @@ def _in_one_pool(executor, todo, run, ahead):
             for f in running: f.cancel()
     return lost
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #e457ad1b
+# %% ../nbs/sweeps/01_sweeps.ipynb #b54da6f6
 def _outcomes(jobs, run, executor, ahead=None):
     "Jobs and what they came to, as they are done"
     if executor is None:
@@ -300,14 +307,15 @@ def _outcomes(jobs, run, executor, ahead=None):
         if ahead is None: yield from _outcomes(lost, run, executor, ahead=1)
         else: yield from ((j, _failures(j.seeds, 'crashed', "its process died")) for j in lost)
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #60c4577a
+# %% ../nbs/sweeps/01_sweeps.ipynb #715c8fa8
 FAILED = 'diverged','failed','crashed'       # what `retry_failed` runs again
 _RESERVED = {'model_seed', 'status', 'seconds', 'error', 'version'}
 
 def _groups(space, sample, sample_seed, run):
     "Id -> settings of each group of a sweep, in the order of the grid"
     if run is None: _check_settings(space)
-    elif not callable(run): raise ValueError(f"run: expected a function of settings and seeds, got {run!r}")
+    elif not hasattr(run, '__qualname__'):     # its name is a part of what a unit is
+        raise ValueError(f"run: expected a function of settings and seeds, got {run!r}")
     for k in space:
         if str(k).isidentifier() and k not in _RESERVED: continue
         raise ValueError(f"space: expected a name as in Python, and none of {', '.join(sorted(_RESERVED))}, got {k!r}")
@@ -329,7 +337,7 @@ def _row(settings, seed, unit):
     "A unit with its settings"
     return settings | dict(model_seed=seed) | (unit or dict(status='missing', seconds=0., error=None))
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #dee3035d
+# %% ../nbs/sweeps/01_sweeps.ipynb #b44ce8b9
 def _work(db, jobs, outcomes, progress):
     "Write what jobs come to into a store, until Ctrl-C"
     failed,n = 0,sum(len(j.seeds) for j in jobs)
@@ -368,7 +376,8 @@ def sweep(
     Returns:
         Per unit: settings, `model_seed`, scores, `status`, `seconds`, `error`
     """
-    groups,seeds = _groups(space, sample, sample_seed, run),seed_list(seeds)
+    groups,seeds = _groups(space, sample, sample_seed, run),list(map(int, seed_list(seeds)))
+    if max(seeds) >= 2**63: raise ValueError(f"seeds: expected numbers below 2**63, got {max(seeds)}")
     with open_store(store) as db:
         index_settings(db, ['model_type', *(k for k,v in space.items() if len(_values(k, v)) > 1)])
         jobs = _jobs(db, groups, seeds, retry_failed)
@@ -376,7 +385,7 @@ def sweep(
         there = {id: units_of(db, id) for id in groups}
     return [_row(s, seed, there[id].get(seed)) for id,s in groups.items() for seed in seeds]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #7668d25f
+# %% ../nbs/sweeps/01_sweeps.ipynb #bf2bece9
 def _varied(rows):
     "Settings that differ between rows"
     names = {n: None for r in rows for n in itertools.takewhile(lambda n: n != 'model_seed', r)}
@@ -403,7 +412,7 @@ def sweep_summary(
     return '\n'.join(lines + [f"✗ {status}: {where}, seeds {', '.join(seeds)}: {error}"
                               for (status,where,error),seeds in kinds.items()])
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #e0d4fe43
+# %% ../nbs/sweeps/01_sweeps.ipynb #778a3140
 def sweep_table(
     rows:list,        # Of a sweep or a store
     by:str|list,      # Settings; all rows with equal values become one
@@ -446,7 +455,7 @@ def format_table(
     widths = [max(map(len, column)) for column in zip(*cells)]
     return '\n'.join('  '.join(c.rjust(w) for c,w in zip(line, widths)) for line in cells)
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #761708a7
+# %% ../nbs/sweeps/01_sweeps.ipynb #d2633cb2
 def _look(y, by, value, i):
     "How to draw one line of a figure: blue in distribution, orange out of it, several in colors of their own"
     if by == 'model_type' and value == 'ffn': return dict(color='k', marker='D', mfc='none')
