@@ -6,7 +6,7 @@
 __all__ = ['FAILED', 'sweep_points', 'full_settings', 'group_id', 'train_seeds', 'Job', 'run_job', 'processes', 'sweep',
            'sweep_summary', 'sweep_table', 'format_table', 'plot_sweep']
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #e8b62071
+# %% ../nbs/sweeps/01_sweeps.ipynb #02b17fdd
 import hashlib, inspect, itertools, json, math, multiprocessing, os, pickle, random, signal, threading, time
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, ProcessPoolExecutor, wait
@@ -26,8 +26,8 @@ from .store import index_settings, open_store, put_units, units_of
 from .style import COLORS, legend, new_axes
 from .training import DivergedError
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #e0bbd4ee
-def _values(name, given):
+# %% ../nbs/sweeps/01_sweeps.ipynb #ab4698ae
+def _value_list(name, given):
     "The values of a setting as a list"
     values = list(given) if isinstance(given, (list, tuple, range, np.ndarray)) else [given]
     values = [v.item() if isinstance(v, np.generic) else v for v in values]
@@ -60,22 +60,22 @@ def sweep_points(
     Returns:
         In the order of the grid
     """
-    lists = {k: _values(k, v) for k,v in space.items()}
+    lists = {k: _value_list(k, v) for k,v in space.items()}
     n = math.prod(map(len, lists.values()))
     if sample is None or check_count('sample', sample) >= n: chosen = range(n)
     else: chosen = sorted(random.Random(sample_seed).sample(range(n), sample))
     return [_point(lists, i) for i in chosen]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #39edd1ba
+# %% ../nbs/sweeps/01_sweeps.ipynb #b63b0bea
 _OF_A_RUN = 'task','vec_size','size_train','size_val','size_test','seed','task_options','eval_every'   # of `run_main`
 _HOW = 'compile','device'      # change how a unit is computed, not what it is
 
 def _check_settings(space):
     "Refuse settings that neither `run_main` nor any model of a space has; raises `ValueError`"
-    names = [n for m in _values('model_type', space.get('model_type', 'both')) for n in chosen_models(m)]
+    names = [n for m in _value_list('model_type', space.get('model_type', 'both')) for n in chosen_models(m)]
     known = {*_OF_A_RUN, *_HOW, 'model_type', *(f'{n}_config' for n in names)}.union(*map(default_config, names))
     for k in space: check_known('setting', k, known)
-    if any(len(_values(k, space[k])) > 1 for k in _HOW if k in space):
+    if any(len(_value_list(k, space[k])) > 1 for k in _HOW if k in space):
         raise ValueError(f"{', '.join(_HOW)}: expected one value, since results do not depend on it")
 
 def _full(point, name):
@@ -101,7 +101,7 @@ def full_settings(
     """
     return [_full(point, n) for n in chosen_models(point.get('model_type', 'both'))]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #8f88b83b
+# %% ../nbs/sweeps/01_sweeps.ipynb #7eab685d
 def _same(value):
     "A value in a form in which equal numbers are written alike: 1.0 as 1"
     if isinstance(value, dict): return {k: _same(v) for k,v in value.items()}
@@ -126,7 +126,7 @@ def group_id(
     text = json.dumps([ebt_toy.__version__, by, _same(what)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #61720810
+# %% ../nbs/sweeps/01_sweeps.ipynb #87814e0d
 def _scores_of(results, name, i):
     "What the i-th seed of a model scored, and how its run ended"
     r = results[name]
@@ -155,7 +155,7 @@ def train_seeds(
     if results.interrupted: raise KeyboardInterrupt
     return [_scores_of(results, name, i) for i in range(len(seeds))]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #89bbf831
+# %% ../nbs/sweeps/01_sweeps.ipynb #3a57d6ea
 class Job(NamedTuple):
     """Some units of one group
 
@@ -201,7 +201,7 @@ def run_job(
         status = 'diverged' if isinstance(e, DivergedError) else 'failed'
         return _failures(job.seeds, status, f'{type(e).__name__}: {e}')
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #3a112f35
+# %% ../nbs/sweeps/01_sweeps.ipynb #1e5dee70
 def _end_with_parent():
     "End this process once the one that started it is gone, even if that was killed"
     multiprocessing.parent_process().join()
@@ -233,7 +233,7 @@ def processes(
     return partial(ProcessPoolExecutor, check_count('n', n), mp_context=multiprocessing.get_context('spawn'),
                    initializer=_begin_worker, initargs=init)
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #061f9ab1
+# %% ../nbs/sweeps/01_sweeps.ipynb #dcc68fad
 def _try_out(pool, run):
     "See whether workers start and know `run`; raises `ValueError`"
     try: pool.submit(callable, run).result()
@@ -263,7 +263,7 @@ def _kill(pool):
     for p in list((getattr(pool, '_processes', None) or {}).values()):
         with suppress(OSError): p.terminate()
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #298e8db9
+# %% ../nbs/sweeps/01_sweeps.ipynb #30b99adf
 def _hand_out(pool, run, todo, running, ahead):
     "Submit jobs, taken out of `todo`, until so many are running; whether the pool is sound"
     while todo and len(running) < ahead:
@@ -295,7 +295,7 @@ def _in_one_pool(executor, todo, run, ahead):
             for f in running: f.cancel()
     return lost
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #b54da6f6
+# %% ../nbs/sweeps/01_sweeps.ipynb #38e760c3
 def _outcomes(jobs, run, executor, ahead=None):
     "Jobs and what they came to, as they are done"
     if executor is None:
@@ -307,11 +307,11 @@ def _outcomes(jobs, run, executor, ahead=None):
         if ahead is None: yield from _outcomes(lost, run, executor, ahead=1)
         else: yield from ((j, _failures(j.seeds, 'crashed', "its process died")) for j in lost)
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #715c8fa8
+# %% ../nbs/sweeps/01_sweeps.ipynb #616e8190
 FAILED = 'diverged','failed','crashed'       # what `retry_failed` runs again
 _RESERVED = {'model_seed', 'status', 'seconds', 'error', 'version'}
 
-def _groups(space, sample, sample_seed, run):
+def _wanted(space, sample, sample_seed, run):
     "Id -> settings of each group of a sweep, in the order of the grid"
     if run is None: _check_settings(space)
     elif not hasattr(run, '__qualname__'):     # its name is a part of what a unit is
@@ -333,11 +333,11 @@ def _jobs(db, groups, seeds, retry_failed):
         jobs += [Job(id, settings, p) for p in parts]
     return jobs
 
-def _row(settings, seed, unit):
+def _with_settings(settings, seed, unit):
     "A unit with its settings"
     return settings | dict(model_seed=seed) | (unit or dict(status='missing', seconds=0., error=None))
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #b44ce8b9
+# %% ../nbs/sweeps/01_sweeps.ipynb #712f1bcc
 def _work(db, jobs, outcomes, progress):
     "Write what jobs come to into a store, until Ctrl-C"
     failed,n = 0,sum(len(j.seeds) for j in jobs)
@@ -376,20 +376,23 @@ def sweep(
     Returns:
         Per unit: settings, `model_seed`, scores, `status`, `seconds`, `error`
     """
-    groups,seeds = _groups(space, sample, sample_seed, run),list(map(int, seed_list(seeds)))
+    groups,seeds = _wanted(space, sample, sample_seed, run),list(map(int, seed_list(seeds)))
     if max(seeds) >= 2**63: raise ValueError(f"seeds: expected numbers below 2**63, got {max(seeds)}")
     with open_store(store) as db:
-        index_settings(db, ['model_type', *(k for k,v in space.items() if len(_values(k, v)) > 1)])
+        index_settings(db, ['model_type', *(k for k,v in space.items() if len(_value_list(k, v)) > 1)])
         jobs = _jobs(db, groups, seeds, retry_failed)
         _work(db, jobs, _outcomes(jobs, run, executor), progress)
         there = {id: units_of(db, id) for id in groups}
-    return [_row(s, seed, there[id].get(seed)) for id,s in groups.items() for seed in seeds]
+    return [_with_settings(s, seed, there[id].get(seed)) for id,s in groups.items() for seed in seeds]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #bf2bece9
+# %% ../nbs/sweeps/01_sweeps.ipynb #b8537519
 def _varied(rows):
-    "Settings that differ between rows"
+    "Settings that differ between rows of one model, and the model where there are several"
     names = {n: None for r in rows for n in itertools.takewhile(lambda n: n != 'model_seed', r)}
-    return [n for n in names if len({repr(r.get(n)) for r in rows}) > 1]
+    models = {}
+    for r in rows: models.setdefault(r.get('model_type'), []).append(r)
+    differs = lambda n: any(len({repr(r.get(n)) for r in rs}) > 1 for rs in models.values())
+    return [n for n in names if differs(n) or n == 'model_type' and len(models) > 1]
 
 def sweep_summary(
     rows:list   # Of a sweep or a store
@@ -412,7 +415,7 @@ def sweep_summary(
     return '\n'.join(lines + [f"✗ {status}: {where}, seeds {', '.join(seeds)}: {error}"
                               for (status,where,error),seeds in kinds.items()])
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #778a3140
+# %% ../nbs/sweeps/01_sweeps.ipynb #52e24be3
 def sweep_table(
     rows:list,        # Of a sweep or a store
     by:str|list,      # Settings; all rows with equal values become one
@@ -455,7 +458,7 @@ def format_table(
     widths = [max(map(len, column)) for column in zip(*cells)]
     return '\n'.join('  '.join(c.rjust(w) for c,w in zip(line, widths)) for line in cells)
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #d2633cb2
+# %% ../nbs/sweeps/01_sweeps.ipynb #53e3f4d4
 def _look(y, by, value, i):
     "How to draw one line of a figure: blue in distribution, orange out of it, several in colors of their own"
     if by == 'model_type' and value == 'ffn': return dict(color='k', marker='D', mfc='none')
