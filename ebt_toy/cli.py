@@ -237,7 +237,7 @@ def command(
     "Train an energy-based model and a feedforward network on a task and compare them out of distribution"
     return _train_and_save(**locals())
 
-# %% ../nbs/cli.ipynb #eeed58ac
+# %% ../nbs/cli.ipynb #b2f060c1
 def parse_space(
     rest:list[str]   # E.g. ['--vec_size', '2,10', '--num_steps', '100']
 ) -> dict:           # Setting -> list of values; a `<name>_config` and `task_options` are one value
@@ -261,22 +261,23 @@ def _tell_sweep(rows, space):
     for name in sorted({n for r in rows for n in r if n.startswith('test_')}):
         tell('\n' + name + '\n' + format_table(sweep_table(rows, by, name)))
 
-def _sweep_and_tell(store, seeds, workers, threads, sample, sample_seed, retry_failed, export, module, quiet, rest):
+def _sweep_and_tell(seed, workers, threads, export, module, quiet, rest, **given):
     "Run `sweep_command` with its parameters as keywords"
     prepare = None if module is None else partial(import_file, module)
     if prepare: prepare()
-    space,executor = parse_space(rest),processes(workers, threads, prepare) if workers else None
+    space,executor = parse_space(['--seed', seed, *rest]),processes(workers, threads, prepare) if workers else None
     compiled = {'yes': True, 'no': False}
     space |= {'compile': [compiled.get(v, v) for v in space['compile']]} if 'compile' in space else {}
-    rows = sweep(space, seeds, executor, store, sample, sample_seed, None, retry_failed, not quiet)
+    rows = sweep(space, executor=executor, progress=not quiet, **given)
     _tell_sweep(rows, space)
     if export is not None: tell(f"\nWritten to {export_rows(rows, export)}")
     return rows
 
-# %% ../nbs/cli.ipynb #98dacc4f
+# %% ../nbs/cli.ipynb #c73d8ef0
 def sweep_command(
     store:str,                  # File of results, made if there is none; units in it are not run again
-    seeds:int=1,                # Seeds per point of the grid
+    seeds:int=1,                # Seeds of the models, per point of the grid
+    seed:str='0',               # Of the data
     workers:int=0,              # Processes; 0 runs all jobs in this one
     threads:int=1,              # CPU threads per process
     sample:int=None,            # So many points of the grid, at random; by default all

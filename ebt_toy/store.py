@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['STORE_VERSION', 'open_store', 'put_units', 'units_of', 'index_settings', 'read_store', 'rows_to_frame', 'export_rows']
 
-# %% ../nbs/sweeps/02_store.ipynb #b937fc31
+# %% ../nbs/sweeps/02_store.ipynb #d4953fb3
 import csv, importlib, io, json, sqlite3, tempfile
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Iterator
 
-from .core import atomic_file, check_known, user_path
+from .core import atomic_file, check_known, open_file, user_path
 
-# %% ../nbs/sweeps/02_store.ipynb #e8ff6880
+# %% ../nbs/sweeps/02_store.ipynb #f8d8433a
 STORE_VERSION = 1           # of the tables below; a file of another version is refused
 _APPLICATION = 0x65627473   # 'ebts', in the file's header
 
@@ -36,29 +36,48 @@ def _write_empty(path):
         content = made.read_bytes()
     with atomic_file(path) as f: f.write(content)
 
-# %% ../nbs/sweeps/02_store.ipynb #6aba93a1
-def _what_else(path):
-    "What a file is, if it is no store of this version; looks at it without touching it"
+# %% ../nbs/sweeps/02_store.ipynb #dd3c488f
+def _marks(path):
+    "The two numbers of a file that tell what it is; looks at it without touching it"
     try:
         with closing(sqlite3.connect(f'{path.resolve().as_uri()}?mode=ro&immutable=1', uri=True)) as db:
-            application,version = (db.execute(f'PRAGMA {p}').fetchone()[0] for p in ('application_id', 'user_version'))
-    except sqlite3.Error as e: return f"a file that SQLite cannot read ({e})"
-    if application != _APPLICATION: return "a database of another kind"
-    if version != STORE_VERSION: return f"one of version {version}"
+            return tuple(db.execute(f'PRAGMA {p}').fetchone()[0] for p in ('application_id', 'user_version'))
+    except sqlite3.Error: pass        # after a crash, a part of a sound database may still be in the log
+    with open_file(path) as f: header = f.read(72)
+    if header[:15] == b'SQLite format 3': return tuple(int.from_bytes(header[i:i + 4], 'big') for i in (68, 60))
+
+def _what_else(path):
+    "What a file is, if it is no store of this version"
+    marks = _marks(path)
+    if marks is None: return "a file that is no SQLite database"
+    if marks[0] != _APPLICATION: return "a database of another kind"
+    if marks[1] != STORE_VERSION: return f"one of version {marks[1]}"
+
+# %% ../nbs/sweeps/02_store.ipynb #13a0ca63
+def _ways(path):
+    "Connections: the usual one, one without the log's index in a file (for a full disk), one for a read-only disk"
+    uri = path.resolve().as_uri()
+    yield sqlite3.connect(uri, timeout=60, uri=True)
+    db = sqlite3.connect(uri, timeout=60, uri=True)
+    db.execute('PRAGMA locking_mode=EXCLUSIVE')
+    yield db
+    if not path.with_name(f'{path.name}-wal').exists(): yield sqlite3.connect(f'{uri}?mode=ro&immutable=1', uri=True)
 
 def _connect(path):
-    "A connection to a store that exists; raises `ValueError` for a damaged one"
-    db = sqlite3.connect(path, timeout=60)
-    try:
-        db.execute('PRAGMA synchronous=NORMAL')
-        [why] = db.execute('PRAGMA quick_check(1)').fetchone()
-        if why == 'ok': return db
-    except sqlite3.DatabaseError as e: why = e
-    db.close()
-    if isinstance(why, sqlite3.OperationalError): raise OSError(f"store {str(path)!r}: {why}")
-    raise ValueError(f"store: expected a sound file, got a damaged one, {str(path)!r} ({' '.join(str(why).split())})")
+    "A connection to a store that exists; raises `ValueError` for a damaged one and `OSError` for one out of reach"
+    for db in _ways(path):
+        try:
+            db.execute('PRAGMA synchronous=NORMAL')
+            [why] = db.execute('PRAGMA quick_check(1)').fetchone()
+            if why == 'ok': return db
+        except sqlite3.DatabaseError as e: why = e
+        db.close()
+        if isinstance(why, sqlite3.OperationalError): continue
+        why = ' '.join(str(why).split())
+        raise ValueError(f"store: expected a sound file, got a damaged one, {str(path)!r} ({why})")
+    raise OSError(f"store {str(path)!r}: {why}")
 
-# %% ../nbs/sweeps/02_store.ipynb #49e09341
+# %% ../nbs/sweeps/02_store.ipynb #53d70e7b
 def _opened(path, create):
     "A connection to a store, made if that is wanted and there is none"
     if path is None:
@@ -94,7 +113,7 @@ def open_store(
         raise OSError(f"store {str(path)!r}: {e}; it keeps what it held before") from e
     finally: db.close()
 
-# %% ../nbs/sweeps/02_store.ipynb #b1ac50d5
+# %% ../nbs/sweeps/02_store.ipynb #3c385887
 def put_units(
     db:sqlite3.Connection,  # From `open_store`
     id:str,                 # Of the group
@@ -138,7 +157,7 @@ def _unit_row(status, seconds, error, scores):
     "What became of a unit"
     return json.loads(scores) | dict(status=status, seconds=seconds, error=error)
 
-# %% ../nbs/sweeps/02_store.ipynb #cd15f743
+# %% ../nbs/sweeps/02_store.ipynb #ace92929
 _COLUMNS = 'model_seed','status','version'    # all other names are settings
 
 def _column(name):
@@ -157,6 +176,7 @@ def index_settings(
         names: Settings that will be filtered by
     """
     with db:
+        db.execute('BEGIN IMMEDIATE')      # fails at once where nothing can be written
         for n in names: db.execute(f'CREATE INDEX IF NOT EXISTS "by_{n}" ON groups({_column(n)})')
 
 def _condition(name, wanted):
@@ -167,7 +187,7 @@ def _condition(name, wanted):
     nothing = f' OR {_column(name)} IS NULL' if None in values else ''
     return f'({_column(name)} IN ({marks}){nothing})',[v for v in values if v is not None]
 
-# %% ../nbs/sweeps/02_store.ipynb #21149bc7
+# %% ../nbs/sweeps/02_store.ipynb #bdf0c339
 def read_store(
     path,       # Of the file
     **filters   # Setting, `model_seed`, `status` or `version` = a value, or a list of values
@@ -199,7 +219,7 @@ def _check_filters(db, filters):
     known = {n for [n] in db.execute('SELECT DISTINCT key FROM groups, json_each(settings)')}
     for n in filters if known else []: check_known('setting', n, known.union(_COLUMNS))
 
-# %% ../nbs/sweeps/02_store.ipynb #faf2c1a5
+# %% ../nbs/sweeps/02_store.ipynb #67758910
 def _names(rows):
     "All names in some rows, in the order of their first appearance"
     return list({n: None for r in rows for n in r})
@@ -233,7 +253,7 @@ def _parquet_of(rows):
     try: return rows_to_frame(plain).to_parquet()
     except ImportError as e: raise ValueError("path: Parquet needs pyarrow, which is not installed") from e
 
-# %% ../nbs/sweeps/02_store.ipynb #d0468256
+# %% ../nbs/sweeps/02_store.ipynb #779d2736
 def export_rows(
     rows:list,  # Of a sweep or a store
     path        # Ends in `.csv` or `.parquet`; an existing file is replaced

@@ -1,5 +1,5 @@
 "Sweeps: what makes two runs the same, going on after a crash, failures, pools that break, and files that are refused."
-import csv, os, pickle, sqlite3, subprocess, sys, time
+import csv, os, pickle, shutil, signal, sqlite3, subprocess, sys, time
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -176,6 +176,13 @@ def test_kill_9_loses_nothing(tmp_path):
     assert len(workers) == 2 and not any(map(alive, workers))
     kept,before = {(r['a'], r['model_seed']) for r in read_store(tmp_path/'r.db')},len(lines())
     assert 0 < len(kept) < 200
+    done = len(lines())
+    p = started(tmp_path, 'pool')
+    while p.poll() is None and len(pids()) < 4: time.sleep(0.01)
+    p.send_signal(signal.SIGINT)
+    eq(p.wait(20), 0)                  # the sweep returns what it has
+    assert not any(map(alive, pids())) and done < len(lines()) < 200
+    kept,before = {(r['a'], r['model_seed']) for r in read_store(tmp_path/'r.db')},len(lines())
     eq(started(tmp_path).wait(), 0)
     again = [tuple(map(int, l.split()[:2])) for l in lines()[before:]]
     everything = {(a, s) for a in range(100) for s in range(2)}
@@ -307,6 +314,18 @@ def test_full_disk(tmp_path, monkeypatch):
     eq(without(kept[:20], 'version'), rows)
     eq(len(sweep(dict(a=range(5000)), run=trivial, store=path)), 5000)
 
+def test_a_crash_while_the_log_is_copied(tmp_path):
+    "The header may be newer than the rest of the file; the rest is in the log"
+    path,part = tmp_path/'r.db',tmp_path/'part.db'
+    with open_store(path) as db:
+        for i in range(200): put_units(db, f'id{i}', '0.2.0', dict(a=i, pad='x'*500), [(0, 'finished', 1., None, '{}')])
+        old = path.read_bytes()
+        shutil.copy(tmp_path/'r.db-wal', tmp_path/'part.db-wal')
+    new = path.read_bytes()
+    assert len(new) > len(old) and new[:4096] != old[:4096]
+    part.write_bytes(new[:4096] + old[4096:])
+    eq([r['a'] for r in read_store(part)], list(range(200)))
+
 def test_a_store_is_read_while_a_sweep_writes(tmp_path):
     seen = []
     def run(settings, seeds):
@@ -342,3 +361,27 @@ def test_frame():
     rows = sweep(dict(a=[1, 2]), seeds=2, run=trivial)
     frame = store.rows_to_frame(rows)
     eq((isinstance(frame, pandas.DataFrame), frame['score'].tolist()), (True, [100, 101, 200, 201]))
+
+# The command
+
+def test_command(tmp_path, capsys):
+    from ebt_toy.cli import main, parse_space
+    eq(parse_space(['--task', 'add,divide', '--lr=1e-3,0.01', '--ebt_config', 'rule=fixed,latent_dim=4', '--task_options', 'a=1']),
+       dict(task=['add', 'divide'], lr=[1e-3, 0.01], ebt_config=[dict(rule='fixed', latent_dim=4)], task_options=[dict(a=1)]))
+    mine = tmp_path/'mine.py'
+    mine.write_text("import torch\nfrom ebt_toy import register_elementwise\nregister_elementwise('subtract', torch.sub)")
+    grid = '--task add,subtract --model_type ffn --vec_size 2 --size_train 64 --num_steps 2 --latent_dim 4 --compile no --quiet'.split()
+    args = ['sweep', str(tmp_path/'r.db'), '--seeds', '2', '--seed', '5', '--module', str(mine), '--export', str(tmp_path/'r.csv'), *grid]
+    eq(main(args), 0)
+    out = capsys.readouterr().out
+    assert out.startswith('4 units: 4 finished') and 'subtract         ffn      2       0' in out
+    rows = read_store(tmp_path/'r.db')
+    eq([(r['task'], r['seed'], r['model_seed']) for r in rows], [(t, 5, s) for t in ('add', 'subtract') for s in (0, 1)])
+    eq(len((tmp_path/'r.csv').read_text().splitlines()), 5)
+    seconds = [r['seconds'] for r in rows]
+    eq(main(args), 0)
+    eq([r['seconds'] for r in read_store(tmp_path/'r.db')], seconds)          # nothing ran again
+    eq(main([*args[:-1], '--num_steps', '0']), 1)
+    assert '✗ failed: task=add, seeds 0, 1: ValueError' in capsys.readouterr().out
+    eq(main(['sweep', str(tmp_path/'r.csv')]), 2)
+    assert capsys.readouterr().err == f"ebt_toy sweep: store: expected a store of version 1, got a file that is no SQLite database: '{tmp_path}/r.csv'\n"
