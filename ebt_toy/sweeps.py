@@ -6,7 +6,7 @@
 __all__ = ['FAILED', 'sweep_points', 'full_settings', 'group_id', 'train_seeds', 'Job', 'run_job', 'processes', 'sweep',
            'sweep_summary', 'sweep_table', 'format_table', 'plot_sweep']
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #4221670d
+# %% ../nbs/sweeps/01_sweeps.ipynb #fb1f748d
 import hashlib, inspect, itertools, json, math, multiprocessing, os, pickle, random, signal, threading, time
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, ProcessPoolExecutor, wait
@@ -26,7 +26,7 @@ from .store import index_settings, open_store, put_units, units_of
 from .style import COLORS, legend, new_axes
 from .training import DivergedError
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #fc661ba1
+# %% ../nbs/sweeps/01_sweeps.ipynb #8311d0ab
 def _value_list(name, given):
     "The values of a setting as a list"
     values = list(given) if isinstance(given, (list, tuple, range, np.ndarray)) else [given]
@@ -66,7 +66,7 @@ def sweep_points(
     else: chosen = sorted(random.Random(sample_seed).sample(range(n), sample))
     return [_point(lists, i) for i in chosen]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #fe98ce51
+# %% ../nbs/sweeps/01_sweeps.ipynb #43bd3ad8
 _OF_A_RUN = 'task','vec_size','size_train','size_val','size_test','seed','task_options','eval_every'   # of `run_main`
 _HOW = 'compile','device'      # change how a unit is computed, not what it is
 
@@ -101,7 +101,7 @@ def full_settings(
     """
     return [_full(point, n) for n in chosen_models(point.get('model_type', 'both'))]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #4c8c9212
+# %% ../nbs/sweeps/01_sweeps.ipynb #ce0c0235
 def _same(value):
     "A value in a form in which equal numbers are written alike: 1.0 as 1"
     if isinstance(value, dict): return {k: _same(v) for k,v in value.items()}
@@ -126,7 +126,7 @@ def group_id(
     text = json.dumps([ebt_toy.__version__, by, _same(what)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #ecca6be8
+# %% ../nbs/sweeps/01_sweeps.ipynb #65b21b78
 def _scores_of(results, name, i):
     "What the i-th seed of a model scored, and how its run ended"
     r = results[name]
@@ -155,7 +155,7 @@ def train_seeds(
     if results.interrupted: raise KeyboardInterrupt
     return [_scores_of(results, name, i) for i in range(len(seeds))]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #7342eefb
+# %% ../nbs/sweeps/01_sweeps.ipynb #036615e8
 class Job(NamedTuple):
     """Some units of one group
 
@@ -201,7 +201,7 @@ def run_job(
         status = 'diverged' if isinstance(e, DivergedError) else 'failed'
         return _failures(job.seeds, status, f'{type(e).__name__}: {e}')
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #4c1a4432
+# %% ../nbs/sweeps/01_sweeps.ipynb #bd30d9aa
 def _end_with_parent():
     "End this process once the one that started it is gone, even if that was killed"
     multiprocessing.parent_process().join()
@@ -233,7 +233,7 @@ def processes(
     return partial(ProcessPoolExecutor, check_count('n', n), mp_context=multiprocessing.get_context('spawn'),
                    initializer=_begin_worker, initargs=init)
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #4ab16d59
+# %% ../nbs/sweeps/01_sweeps.ipynb #545632ae
 def _try_out(pool, run):
     "See whether workers start and know `run`; raises `ValueError`"
     try: pool.submit(callable, run).result()
@@ -263,7 +263,7 @@ def _kill(pool):
     for p in list((getattr(pool, '_processes', None) or {}).values()):
         with suppress(OSError): p.terminate()
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #989ce261
+# %% ../nbs/sweeps/01_sweeps.ipynb #ed4ef963
 def _hand_out(pool, run, todo, running, ahead):
     "Submit jobs, taken out of `todo`, until so many are running; whether the pool is sound"
     while todo and len(running) < ahead:
@@ -295,7 +295,7 @@ def _in_one_pool(executor, todo, run, ahead):
             for f in running: f.cancel()
     return lost
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #62c21ea8
+# %% ../nbs/sweeps/01_sweeps.ipynb #5bc03648
 def _outcomes(jobs, run, executor, ahead=None):
     "Jobs and what they came to, as they are done"
     if executor is None:
@@ -307,7 +307,7 @@ def _outcomes(jobs, run, executor, ahead=None):
         if ahead is None: yield from _outcomes(lost, run, executor, ahead=1)
         else: yield from ((j, _failures(j.seeds, 'crashed', "its process died")) for j in lost)
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #769816e8
+# %% ../nbs/sweeps/01_sweeps.ipynb #2791a340
 FAILED = 'diverged','failed','crashed'       # what `retry_failed` runs again
 _RESERVED = {'model_seed', 'status', 'seconds', 'error', 'version'}
 
@@ -337,7 +337,7 @@ def _with_settings(settings, seed, unit):
     "A unit with its settings"
     return settings | dict(model_seed=seed) | (unit or dict(status='missing', seconds=0., error=None))
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #39d3cc58
+# %% ../nbs/sweeps/01_sweeps.ipynb #79ac5b6f
 def _work(db, jobs, outcomes, progress):
     "Write what jobs come to into a store, until Ctrl-C"
     failed,n = 0,sum(len(j.seeds) for j in jobs)
@@ -385,7 +385,7 @@ def sweep(
         there = {id: units_of(db, id) for id in groups}
     return [_with_settings(s, seed, there[id].get(seed)) for id,s in groups.items() for seed in seeds]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #235984fb
+# %% ../nbs/sweeps/01_sweeps.ipynb #e6e7f4cc
 def _varied(rows):
     "Settings that differ between rows of one model, and the model where there are several"
     names = {n: None for r in rows for n in itertools.takewhile(lambda n: n != 'model_seed', r)}
@@ -415,7 +415,7 @@ def sweep_summary(
     return '\n'.join(lines + [f"✗ {status}: {where}, seeds {', '.join(seeds)}: {error}"
                               for (status,where,error),seeds in kinds.items()])
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #9bfb379a
+# %% ../nbs/sweeps/01_sweeps.ipynb #be5058da
 def sweep_table(
     rows:list,        # Of a sweep or a store
     by:str|list,      # Settings; all rows with equal values become one
@@ -458,7 +458,7 @@ def format_table(
     widths = [max(map(len, column)) for column in zip(*cells)]
     return '\n'.join('  '.join(c.rjust(w) for c,w in zip(line, widths)) for line in cells)
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #5ac5fcc6
+# %% ../nbs/sweeps/01_sweeps.ipynb #c8d005cb
 def _look(y, by, value, i):
     "How to draw one line of a figure: blue in distribution, orange out of it, several in colors of their own"
     if by == 'model_type' and value == 'ffn': return dict(color='k', marker='D', mfc='none')
@@ -494,11 +494,11 @@ def plot_sweep(
         ax.errorbar([at(r[x]) for r in mine], m, [m - low, high - m], capsize=2, ms=4.5, lw=1,
                     label=None if by is None else f'{by} = {value}', **_look(y, by, value, i))
     if not numbers: ax.set_xticks(range(len(places)), [str(v) for v in places])
-    ax.set(xlabel=x, ylabel=y, **_scales([r['lowest'] for r in table], places if numbers else []))
+    ax.set(xlabel=x, ylabel=y, **_scales([v for r in table for v in (r['lowest'], r['highest'])], places*numbers))
     if by is not None: legend(ax, outside=True)
     return ax
 
 def _scales(ys, xs):
     "Logarithmic axes for numbers above 0 that span more than a factor of 20"
     wide = lambda v: len(v) > 0 and min(v) > 0 and max(v)/min(v) > 20
-    return {f'{a}scale': 'log' for a,v in dict(x=list(xs), y=[y for y in ys if math.isfinite(y)]).items() if wide(v)}
+    return {f'{a}scale': 'log' for a,v in dict(x=xs, y=[y for y in ys if math.isfinite(y)]).items() if wide(v)}
