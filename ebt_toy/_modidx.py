@@ -768,6 +768,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'ebt_toy.store._ways': ('sweeps/store.html#_ways', 'ebt_toy/store.py'),
                                'ebt_toy.store._what_else': ('sweeps/store.html#_what_else', 'ebt_toy/store.py'),
                                'ebt_toy.store._write_empty': ('sweeps/store.html#_write_empty', 'ebt_toy/store.py'),
+                               'ebt_toy.store.as_json': ('sweeps/store.html#as_json', 'ebt_toy/store.py'),
                                'ebt_toy.store.export_rows': ('sweeps/store.html#export_rows', 'ebt_toy/store.py'),
                                'ebt_toy.store.index_settings': ('sweeps/store.html#index_settings', 'ebt_toy/store.py'),
                                'ebt_toy.store.open_store': ('sweeps/store.html#open_store', 'ebt_toy/store.py'),

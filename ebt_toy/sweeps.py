@@ -6,7 +6,7 @@
 __all__ = ['FAILED', 'sweep_points', 'full_settings', 'group_id', 'train_seeds', 'Job', 'run_job', 'processes', 'sweep',
            'sweep_summary', 'sweep_table', 'format_table', 'plot_sweep']
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #fb1f748d
+# %% ../nbs/sweeps/01_sweeps.ipynb #3e64527a
 import hashlib, inspect, itertools, json, math, multiprocessing, os, pickle, random, signal, threading, time
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, ProcessPoolExecutor, wait
@@ -22,11 +22,11 @@ from .budget import count_updates
 from .core import check_count, check_known, progress_bar, seed_list
 from .history import format_number
 from .runner import chosen_models, default_config, full_config, run_main
-from .store import index_settings, open_store, put_units, units_of
+from .store import as_json, index_settings, open_store, put_units, units_of
 from .style import COLORS, legend, new_axes
 from .training import DivergedError
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #8311d0ab
+# %% ../nbs/sweeps/01_sweeps.ipynb #2d5a6eed
 def _value_list(name, given):
     "The values of a setting as a list"
     values = list(given) if isinstance(given, (list, tuple, range, np.ndarray)) else [given]
@@ -66,7 +66,7 @@ def sweep_points(
     else: chosen = sorted(random.Random(sample_seed).sample(range(n), sample))
     return [_point(lists, i) for i in chosen]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #43bd3ad8
+# %% ../nbs/sweeps/01_sweeps.ipynb #34a43281
 _OF_A_RUN = 'task','vec_size','size_train','size_val','size_test','seed','task_options','eval_every'   # of `run_main`
 _HOW = 'compile','device'      # change how a unit is computed, not what it is
 
@@ -84,8 +84,8 @@ def _full(point, name):
     run,known = usual | {k: v for k,v in point.items() if k in usual},default_config(name)
     given = {k: v for k,v in point.items() if k in known and v is not None} | (point.get(f'{name}_config') or {})
     config = full_config(name, given, run['task'])
-    if config.pop('num_epochs', None) is not None:       # another name for `num_steps`
-        config['num_steps'] = count_updates(given.get('num_steps'), given['num_epochs'], 1)
+    epochs = config.pop('num_epochs', None)       # another name for `num_steps`
+    if epochs is not None: config['num_steps'] = count_updates(given.get('num_steps'), epochs, 1)
     return run | dict(task_options=run['task_options'] or {}, model_type=name) | config
 
 def full_settings(
@@ -101,7 +101,7 @@ def full_settings(
     """
     return [_full(point, n) for n in chosen_models(point.get('model_type', 'both'))]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #ce0c0235
+# %% ../nbs/sweeps/01_sweeps.ipynb #f550bf50
 def _same(value):
     "A value in a form in which equal numbers are written alike: 1.0 as 1"
     if isinstance(value, dict): return {k: _same(v) for k,v in value.items()}
@@ -123,10 +123,10 @@ def group_id(
     """
     what = {k: v for k,v in settings.items() if run or k not in _HOW}
     by = f'{run.__module__}.{run.__qualname__}' if run else 'train_seeds'
-    text = json.dumps([ebt_toy.__version__, by, _same(what)], sort_keys=True)
+    text = as_json([ebt_toy.__version__, by, _same(what)])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #65b21b78
+# %% ../nbs/sweeps/01_sweeps.ipynb #4dea6b3c
 def _scores_of(results, name, i):
     "What the i-th seed of a model scored, and how its run ended"
     r = results[name]
@@ -150,12 +150,13 @@ def train_seeds(
     """
     config,name = dict(settings),settings['model_type']
     del config['model_type']
+    if 'num_epochs' in default_config(name): config['num_epochs'] = None      # `num_steps` has the number
     run = {k: config.pop(k) for k in _OF_A_RUN + _HOW}
     results = run_main(model_type=name, seeds=seeds, report=None, progress=False, **run, **{f'{name}_config': config})
     if results.interrupted: raise KeyboardInterrupt
     return [_scores_of(results, name, i) for i in range(len(seeds))]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #036615e8
+# %% ../nbs/sweeps/01_sweeps.ipynb #34940cfa
 class Job(NamedTuple):
     """Some units of one group
 
@@ -201,7 +202,7 @@ def run_job(
         status = 'diverged' if isinstance(e, DivergedError) else 'failed'
         return _failures(job.seeds, status, f'{type(e).__name__}: {e}')
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #bd30d9aa
+# %% ../nbs/sweeps/01_sweeps.ipynb #0bb305b9
 def _end_with_parent():
     "End this process once the one that started it is gone, even if that was killed"
     multiprocessing.parent_process().join()
@@ -233,7 +234,7 @@ def processes(
     return partial(ProcessPoolExecutor, check_count('n', n), mp_context=multiprocessing.get_context('spawn'),
                    initializer=_begin_worker, initargs=init)
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #545632ae
+# %% ../nbs/sweeps/01_sweeps.ipynb #987972dc
 def _try_out(pool, run):
     "See whether workers start and know `run`; raises `ValueError`"
     try: pool.submit(callable, run).result()
@@ -263,7 +264,7 @@ def _kill(pool):
     for p in list((getattr(pool, '_processes', None) or {}).values()):
         with suppress(OSError): p.terminate()
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #ed4ef963
+# %% ../nbs/sweeps/01_sweeps.ipynb #70f953e6
 def _hand_out(pool, run, todo, running, ahead):
     "Submit jobs, taken out of `todo`, until so many are running; whether the pool is sound"
     while todo and len(running) < ahead:
@@ -295,7 +296,7 @@ def _in_one_pool(executor, todo, run, ahead):
             for f in running: f.cancel()
     return lost
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #5bc03648
+# %% ../nbs/sweeps/01_sweeps.ipynb #b87a637c
 def _outcomes(jobs, run, executor, ahead=None):
     "Jobs and what they came to, as they are done"
     if executor is None:
@@ -307,7 +308,7 @@ def _outcomes(jobs, run, executor, ahead=None):
         if ahead is None: yield from _outcomes(lost, run, executor, ahead=1)
         else: yield from ((j, _failures(j.seeds, 'crashed', "its process died")) for j in lost)
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #2791a340
+# %% ../nbs/sweeps/01_sweeps.ipynb #c2c6d5e6
 FAILED = 'diverged','failed','crashed'       # what `retry_failed` runs again
 _RESERVED = {'model_seed', 'status', 'seconds', 'error', 'version'}
 
@@ -337,7 +338,7 @@ def _with_settings(settings, seed, unit):
     "A unit with its settings"
     return settings | dict(model_seed=seed) | (unit or dict(status='missing', seconds=0., error=None))
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #79ac5b6f
+# %% ../nbs/sweeps/01_sweeps.ipynb #4033eadd
 def _work(db, jobs, outcomes, progress):
     "Write what jobs come to into a store, until Ctrl-C"
     failed,n = 0,sum(len(j.seeds) for j in jobs)
@@ -385,7 +386,7 @@ def sweep(
         there = {id: units_of(db, id) for id in groups}
     return [_with_settings(s, seed, there[id].get(seed)) for id,s in groups.items() for seed in seeds]
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #e6e7f4cc
+# %% ../nbs/sweeps/01_sweeps.ipynb #ff6de2e8
 def _varied(rows):
     "Settings that differ between rows of one model, and the model where there are several"
     names = {n: None for r in rows for n in itertools.takewhile(lambda n: n != 'model_seed', r)}
@@ -415,7 +416,7 @@ def sweep_summary(
     return '\n'.join(lines + [f"✗ {status}: {where}, seeds {', '.join(seeds)}: {error}"
                               for (status,where,error),seeds in kinds.items()])
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #be5058da
+# %% ../nbs/sweeps/01_sweeps.ipynb #ebb87053
 def sweep_table(
     rows:list,        # Of a sweep or a store
     by:str|list,      # Settings; all rows with equal values become one
@@ -458,7 +459,7 @@ def format_table(
     widths = [max(map(len, column)) for column in zip(*cells)]
     return '\n'.join('  '.join(c.rjust(w) for c,w in zip(line, widths)) for line in cells)
 
-# %% ../nbs/sweeps/01_sweeps.ipynb #c8d005cb
+# %% ../nbs/sweeps/01_sweeps.ipynb #7627982c
 def _look(y, by, value, i):
     "How to draw one line of a figure: blue in distribution, orange out of it, several in colors of their own"
     if by == 'model_type' and value == 'ffn': return dict(color='k', marker='D', mfc='none')

@@ -65,6 +65,22 @@ def test_identity_has_the_version_and_the_function(monkeypatch):
     monkeypatch.setattr('ebt_toy.__version__', '0.0.1')
     assert len({*before, group_id(dict(a=1)), group_id(dict(a=1), trivial)}) == 4
 
+def test_a_model_of_ones_own():
+    "Its settings may have functions as defaults, and its task a number of updates by its other name"
+    from ebt_toy import data, register_model, register_task, runner, train_feedforward
+    from ebt_toy.data import get_task
+    def train_mine(train, val, test, input_dim, output_dim, make=sorted, latent_dim=4, num_steps=None, num_epochs=None, **options):
+        return train_feedforward(train, val, test, input_dim, output_dim, latent_dim=latent_dim, num_epochs=num_epochs, num_steps=num_steps, **options)
+    try:
+        register_model('mine', train_mine)
+        register_task('short', get_task('add').make, settings=dict(num_epochs=3))
+        given = dict(task='short', model_type='mine', vec_size=2, size_train=64, compile=False)
+        [settings] = full_settings(given)
+        eq((settings['num_steps'], settings['make']), (3, sorted))
+        [row] = sweep(given)
+        eq(row['status'], 'finished')
+    finally: del runner._recipes['mine'], data._tasks['short']
+
 def test_a_setting_of_one_model_makes_no_second_run_of_the_other():
     rows = sweep(dict(a=[1]), run=trivial)
     eq(len(rows), 1)
