@@ -6,7 +6,7 @@
 __all__ = ['STORE_VERSION', 'open_store', 'as_json', 'put_units', 'units_of', 'index_settings', 'read_store', 'rows_to_frame',
            'export_rows']
 
-# %% ../nbs/sweeps/02_store.ipynb #b5a5cac6
+# %% ../nbs/sweeps/02_store.ipynb #4565efb9
 import csv, importlib, io, json, sqlite3, tempfile
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Iterator
 
 from .core import atomic_file, check_known, open_file, user_path
 
-# %% ../nbs/sweeps/02_store.ipynb #ab34df18
+# %% ../nbs/sweeps/02_store.ipynb #d51e8f19
 STORE_VERSION = 1           # of the tables below; a file of another version is refused
 _APPLICATION = 0x65627473   # 'ebts', in the file's header
 
@@ -37,7 +37,7 @@ def _write_empty(path):
         content = made.read_bytes()
     with atomic_file(path) as f: f.write(content)
 
-# %% ../nbs/sweeps/02_store.ipynb #6019037d
+# %% ../nbs/sweeps/02_store.ipynb #13951dfc
 def _marks(path):
     "The two numbers of a file that tell what it is; looks at it without touching it"
     try:
@@ -54,7 +54,7 @@ def _what_else(path):
     if marks[0] != _APPLICATION: return "a database of another kind"
     if marks[1] != STORE_VERSION: return f"one of version {marks[1]}"
 
-# %% ../nbs/sweeps/02_store.ipynb #af838831
+# %% ../nbs/sweeps/02_store.ipynb #e1405d2e
 def _ways(path):
     "Connections: the usual one, one without the log's index in a file (for a full disk), one for a read-only disk"
     uri = path.resolve().as_uri()
@@ -78,7 +78,7 @@ def _connect(path):
         raise ValueError(f"store: expected a sound file, got a damaged one, {str(path)!r} ({why})")
     raise OSError(f"store {str(path)!r}: {why}")
 
-# %% ../nbs/sweeps/02_store.ipynb #349c424c
+# %% ../nbs/sweeps/02_store.ipynb #1641ab6f
 def _opened(path, create):
     "A connection to a store, made if that is wanted and there is none"
     if path is None:
@@ -114,7 +114,7 @@ def open_store(
         raise OSError(f"store {str(path)!r}: {e}; it keeps what it held before") from e
     finally: db.close()
 
-# %% ../nbs/sweeps/02_store.ipynb #9152b8a0
+# %% ../nbs/sweeps/02_store.ipynb #f4979d81
 def as_json(
     value   # Plain values, and functions or classes, which become their names
 ) -> str:   # With the names of a dict in order
@@ -131,7 +131,7 @@ def as_json(
         raise ValueError(f"settings: expected numbers, text, lists, dicts or functions, got {v!r}")
     return json.dumps(value, sort_keys=True, default=named)
 
-# %% ../nbs/sweeps/02_store.ipynb #1f78af38
+# %% ../nbs/sweeps/02_store.ipynb #4f7c80e4
 def put_units(
     db:sqlite3.Connection,  # From `open_store`
     id:str,                 # Of the group
@@ -175,7 +175,7 @@ def _unit_row(status, seconds, error, scores):
     "What became of a unit"
     return json.loads(scores) | dict(status=status, seconds=seconds, error=error)
 
-# %% ../nbs/sweeps/02_store.ipynb #1744163f
+# %% ../nbs/sweeps/02_store.ipynb #0324628a
 _COLUMNS = 'model_seed','status','version'    # all other names are settings
 
 def _column(name):
@@ -205,7 +205,7 @@ def _condition(name, wanted):
     nothing = f' OR {_column(name)} IS NULL' if None in values else ''
     return f'({_column(name)} IN ({marks}){nothing})',[v for v in values if v is not None]
 
-# %% ../nbs/sweeps/02_store.ipynb #7dfae6e8
+# %% ../nbs/sweeps/02_store.ipynb #f3fdb305
 def read_store(
     path,       # Of the file
     **filters   # Setting, `model_seed`, `status` or `version` = a value, or a list of values
@@ -237,7 +237,7 @@ def _check_filters(db, filters):
     known = {n for [n] in db.execute('SELECT DISTINCT key FROM groups, json_each(settings)')}
     for n in filters if known else []: check_known('setting', n, known.union(_COLUMNS))
 
-# %% ../nbs/sweeps/02_store.ipynb #b0cb9a03
+# %% ../nbs/sweeps/02_store.ipynb #2c2fdf79
 def _names(rows):
     "All names in some rows, in the order of their first appearance"
     return list({n: None for r in rows for n in r})
@@ -257,21 +257,28 @@ def rows_to_frame(
     except ImportError as e: raise ValueError("rows_to_frame: expected pandas, which is not installed") from e
     return pandas.DataFrame(rows, columns=_names(rows))
 
+def _cell(value):
+    "A number, a text or None; anything else as JSON"
+    return value if isinstance(value, (int, float, str, type(None))) else as_json(value)
+
 def _csv_of(rows):
-    "Rows as CSV; dicts and lists in it are JSON"
+    "Rows as CSV"
     text = io.StringIO(newline='')
     writer = csv.DictWriter(text, _names(rows), lineterminator='\n')
     writer.writeheader()
-    for r in rows: writer.writerow({k: json.dumps(v) if isinstance(v, (dict, list)) else v for k,v in r.items()})
+    for r in rows: writer.writerow({k: _cell(v) for k,v in r.items()})
     return text.getvalue().encode()
 
 def _parquet_of(rows):
-    "Rows as Parquet; dicts and lists in it are JSON"
-    plain = [{k: json.dumps(v) if isinstance(v, (dict, list)) else v for k,v in r.items()} for r in rows]
-    try: return rows_to_frame(plain).to_parquet()
+    "Rows as Parquet, whose columns have one type each: numbers beside texts become texts"
+    frame = rows_to_frame([{k: _cell(v) for k,v in r.items()} for r in rows])
+    for n in frame:
+        kinds = {type(r[n]) for r in rows if r.get(n) is not None}
+        if len(kinds) > 1 and not kinds <= {int, float}: frame[n] = frame[n].map(str, na_action='ignore')
+    try: return frame.to_parquet()
     except ImportError as e: raise ValueError("path: Parquet needs pyarrow, which is not installed") from e
 
-# %% ../nbs/sweeps/02_store.ipynb #148a4098
+# %% ../nbs/sweeps/02_store.ipynb #5b6311c3
 def export_rows(
     rows:list,  # Of a sweep or a store
     path        # Ends in `.csv` or `.parquet`; an existing file is replaced

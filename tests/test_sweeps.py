@@ -378,6 +378,14 @@ def test_frame():
     frame = store.rows_to_frame(rows)
     eq((isinstance(frame, pandas.DataFrame), frame['score'].tolist()), (True, [100, 101, 200, 201]))
 
+def test_parquet_reads_back(tmp_path):
+    pandas,_ = pytest.importorskip('pandas'),pytest.importorskip('pyarrow')
+    def run(settings, seeds): return [dict(score=0.5, **dict(more=1) if settings['a'] == 2 else {}) for s in seeds]
+    rows = sweep(dict(a=[1, 2, 'all'], b=[1, 2.5], c=[{'x': 1}], d=[None, True]), run=run)
+    back = pandas.read_parquet(export_rows(rows, tmp_path/'r.parquet'))
+    eq((back['a'].tolist(), back['b'].tolist()), ([str(r['a']) for r in rows], [r['b'] for r in rows]))
+    eq((back['c'][0], back['more'].isna().sum(), len(back)), ('{"x": 1}', 8, 12))
+
 # The command
 
 def test_command(tmp_path, capsys):
