@@ -760,6 +760,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'ebt_toy.store._condition': ('sweeps/store.html#_condition', 'ebt_toy/store.py'),
                                'ebt_toy.store._connect': ('sweeps/store.html#_connect', 'ebt_toy/store.py'),
                                'ebt_toy.store._csv_of': ('sweeps/store.html#_csv_of', 'ebt_toy/store.py'),
+                               'ebt_toy.store._in_our_words': ('sweeps/store.html#_in_our_words', 'ebt_toy/store.py'),
                                'ebt_toy.store._make_tables': ('sweeps/store.html#_make_tables', 'ebt_toy/store.py'),
                                'ebt_toy.store._marks': ('sweeps/store.html#_marks', 'ebt_toy/store.py'),
                                'ebt_toy.store._names': ('sweeps/store.html#_names', 'ebt_toy/store.py'),

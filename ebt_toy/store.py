@@ -6,7 +6,7 @@
 __all__ = ['STORE_VERSION', 'open_store', 'as_json', 'put_units', 'units_of', 'index_settings', 'read_store', 'rows_to_frame',
            'export_rows']
 
-# %% ../nbs/sweeps/02_store.ipynb #4565efb9
+# %% ../nbs/sweeps/02_store.ipynb #16791b15
 import csv, importlib, io, json, sqlite3, tempfile
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Iterator
 
 from .core import atomic_file, check_known, open_file, user_path
 
-# %% ../nbs/sweeps/02_store.ipynb #d51e8f19
+# %% ../nbs/sweeps/02_store.ipynb #2b78755b
 STORE_VERSION = 1           # of the tables below; a file of another version is refused
 _APPLICATION = 0x65627473   # 'ebts', in the file's header
 
@@ -37,7 +37,7 @@ def _write_empty(path):
         content = made.read_bytes()
     with atomic_file(path) as f: f.write(content)
 
-# %% ../nbs/sweeps/02_store.ipynb #13951dfc
+# %% ../nbs/sweeps/02_store.ipynb #cd92e521
 def _marks(path):
     "The two numbers of a file that tell what it is; looks at it without touching it"
     try:
@@ -54,31 +54,39 @@ def _what_else(path):
     if marks[0] != _APPLICATION: return "a database of another kind"
     if marks[1] != STORE_VERSION: return f"one of version {marks[1]}"
 
-# %% ../nbs/sweeps/02_store.ipynb #e1405d2e
-def _ways(path):
+# %% ../nbs/sweeps/02_store.ipynb #f96f3153
+def _ways(path, to_write):
     "Connections: the usual one, one without the log's index in a file (for a full disk), one for a read-only disk"
     uri = path.resolve().as_uri()
     yield sqlite3.connect(uri, timeout=60, uri=True)
     db = sqlite3.connect(uri, timeout=60, uri=True)
     db.execute('PRAGMA locking_mode=EXCLUSIVE')
     yield db
-    if not path.with_name(f'{path.name}-wal').exists(): yield sqlite3.connect(f'{uri}?mode=ro&immutable=1', uri=True)
+    if to_write or path.with_name(f'{path.name}-wal').exists(): return
+    yield sqlite3.connect(f'{uri}?mode=ro&immutable=1', uri=True)
 
-def _connect(path):
+def _in_our_words(e, path):
+    "An error of SQLite as `OSError`, or as `ValueError` for a damaged file"
+    why = ' '.join(str(e).split())
+    if isinstance(e, sqlite3.OperationalError):
+        return OSError(f"store {str(path)!r}: {why}; it keeps what it held before")
+    if type(e) is not sqlite3.DatabaseError: return e      # a mistake of ours
+    return ValueError(f"store: expected a sound file, got a damaged one, {str(path)!r} ({why})")
+
+def _connect(path, to_write):
     "A connection to a store that exists; raises `ValueError` for a damaged one and `OSError` for one out of reach"
-    for db in _ways(path):
+    for db in _ways(path, to_write):
         try:
             db.execute('PRAGMA synchronous=NORMAL')
-            [why] = db.execute('PRAGMA quick_check(1)').fetchone()
+            [why] = db.execute('PRAGMA quick_check(1)' if to_write else "SELECT 'ok' FROM sqlite_master").fetchone()
             if why == 'ok': return db
-        except sqlite3.DatabaseError as e: why = e
+            error = sqlite3.DatabaseError(why)
+        except sqlite3.DatabaseError as e: error = e
         db.close()
-        if isinstance(why, sqlite3.OperationalError): continue
-        why = ' '.join(str(why).split())
-        raise ValueError(f"store: expected a sound file, got a damaged one, {str(path)!r} ({why})")
-    raise OSError(f"store {str(path)!r}: {why}")
+        if not isinstance(error, sqlite3.OperationalError): break
+    raise _in_our_words(error, path)
 
-# %% ../nbs/sweeps/02_store.ipynb #1641ab6f
+# %% ../nbs/sweeps/02_store.ipynb #0a73b4f9
 def _opened(path, create):
     "A connection to a store, made if that is wanted and there is none"
     if path is None:
@@ -91,7 +99,7 @@ def _opened(path, create):
     if not path.is_file(): raise ValueError(f"store: expected a file, got {str(path)!r}")
     other = _what_else(path)
     if other: raise ValueError(f"store: expected a store of version {STORE_VERSION}, got {other}: {str(path)!r}")
-    return _connect(path)
+    return _connect(path, to_write=create)
 
 @contextmanager
 def open_store(
@@ -110,11 +118,10 @@ def open_store(
     """
     db = _opened(path, create)
     try: yield db
-    except sqlite3.OperationalError as e:
-        raise OSError(f"store {str(path)!r}: {e}; it keeps what it held before") from e
+    except sqlite3.DatabaseError as e: raise _in_our_words(e, path) from e
     finally: db.close()
 
-# %% ../nbs/sweeps/02_store.ipynb #f4979d81
+# %% ../nbs/sweeps/02_store.ipynb #34c801bf
 def as_json(
     value   # Plain values, and functions or classes, which become their names
 ) -> str:   # With the names of a dict in order
@@ -131,7 +138,7 @@ def as_json(
         raise ValueError(f"settings: expected numbers, text, lists, dicts or functions, got {v!r}")
     return json.dumps(value, sort_keys=True, default=named)
 
-# %% ../nbs/sweeps/02_store.ipynb #4f7c80e4
+# %% ../nbs/sweeps/02_store.ipynb #ce471f03
 def put_units(
     db:sqlite3.Connection,  # From `open_store`
     id:str,                 # Of the group
@@ -175,7 +182,7 @@ def _unit_row(status, seconds, error, scores):
     "What became of a unit"
     return json.loads(scores) | dict(status=status, seconds=seconds, error=error)
 
-# %% ../nbs/sweeps/02_store.ipynb #0324628a
+# %% ../nbs/sweeps/02_store.ipynb #cb7320cf
 _COLUMNS = 'model_seed','status','version'    # all other names are settings
 
 def _column(name):
@@ -194,7 +201,6 @@ def index_settings(
         names: Settings that will be filtered by
     """
     with db:
-        db.execute('BEGIN IMMEDIATE')      # fails at once where nothing can be written
         for n in names: db.execute(f'CREATE INDEX IF NOT EXISTS "by_{n}" ON groups({_column(n)})')
 
 def _condition(name, wanted):
@@ -205,7 +211,7 @@ def _condition(name, wanted):
     nothing = f' OR {_column(name)} IS NULL' if None in values else ''
     return f'({_column(name)} IN ({marks}){nothing})',[v for v in values if v is not None]
 
-# %% ../nbs/sweeps/02_store.ipynb #f3fdb305
+# %% ../nbs/sweeps/02_store.ipynb #a827ce3c
 def read_store(
     path,       # Of the file
     **filters   # Setting, `model_seed`, `status` or `version` = a value, or a list of values
@@ -234,10 +240,12 @@ def read_store(
 
 def _check_filters(db, filters):
     "Refuse names that no group has"
+    there = lambda n: db.execute(f"SELECT 1 FROM groups WHERE json_type(settings, '$.{n}') NOTNULL LIMIT 1").fetchone()
+    if all(n in _COLUMNS or there(n) for n in filters): return
     known = {n for [n] in db.execute('SELECT DISTINCT key FROM groups, json_each(settings)')}
     for n in filters if known else []: check_known('setting', n, known.union(_COLUMNS))
 
-# %% ../nbs/sweeps/02_store.ipynb #2c2fdf79
+# %% ../nbs/sweeps/02_store.ipynb #712154d5
 def _names(rows):
     "All names in some rows, in the order of their first appearance"
     return list({n: None for r in rows for n in r})
@@ -278,7 +286,7 @@ def _parquet_of(rows):
     try: return frame.to_parquet()
     except ImportError as e: raise ValueError("path: Parquet needs pyarrow, which is not installed") from e
 
-# %% ../nbs/sweeps/02_store.ipynb #5b6311c3
+# %% ../nbs/sweeps/02_store.ipynb #622257d2
 def export_rows(
     rows:list,  # Of a sweep or a store
     path        # Ends in `.csv` or `.parquet`; an existing file is replaced

@@ -318,8 +318,8 @@ def test_full_disk(tmp_path, monkeypatch):
     path = tmp_path/'r.db'
     rows = sweep(dict(a=range(20)), run=trivial, store=path)
     connect = store._connect
-    def small(path):
-        db = connect(path)
+    def small(path, to_write):
+        db = connect(path, to_write)
         db.execute('PRAGMA max_page_count=12')
         return db
     monkeypatch.setattr(store, '_connect', small)
