@@ -38,7 +38,7 @@ setup(
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={e: cfg[f'{e}_requirements'].split() for e in ('explore', 'dev')},
+    extras_require={e: cfg[f'{e}_requirements'].split() for e in ('explore', 'distributed', 'dev')},
     entry_points={'console_scripts': cfg['console_scripts'].split()},
     zip_safe=False,
 )

@@ -9,6 +9,7 @@ parts = {   # notebooks, as a pattern below nbs/ -> heading
     'studies/*.ipynb': "Studies: one question each",
     'methods/*.ipynb': "Part: more of the method",
     'listops/*.ipynb': "Part: ListOps at scale",
+    'sweeps/*.ipynb': "Part: sweeps",
     'engine/*.ipynb': "Part: the engine",
     'explorer/*.ipynb': "Part: the explorer",
     'cli.ipynb': "Part: the command line",

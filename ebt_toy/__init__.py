@@ -20,6 +20,8 @@ from ebt_toy.history import History
 from ebt_toy.controls import log_to
 from ebt_toy.training import DivergedError, baselines, fit
 from ebt_toy.runner import register_model, run_main
+from ebt_toy.sweeps import processes, sweep
+from ebt_toy.store import read_store
 from ebt_toy.saving import save_results
 from ebt_toy.checkpoints import load, pretrained, pretrained_steps, save, snapshots
 from ebt_toy.explorer import Explorer

@@ -25,11 +25,7 @@ from .history import History
 
 # %% ../nbs/explorer/03_live.ipynb #4b04372a
 def blank_figure() -> 'matplotlib.figure.Figure':   # Matplotlib figure with an Agg canvas
-    """A figure without axes that no window shows
-
-    Returns:
-        Matplotlib figure with an Agg canvas
-    """
+    "A figure without axes that no window shows"
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     fig = Figure(figsize=(7.5, 3.55), dpi=130)
@@ -40,15 +36,7 @@ def add_axes(
     fig,   # Matplotlib figure
     *box   # Left, bottom, width and height, as shares of the figure
 ):         # Matplotlib axes
-    """Axes in a fixed place, with small labels
-
-    Args:
-        fig: Matplotlib figure
-        *box: Left, bottom, width and height, as shares of the figure
-
-    Returns:
-        Matplotlib axes
-    """
+    "Axes in a fixed place, with small labels"
     ax = fig.add_axes(box)
     ax.tick_params(labelsize=8)
     for label in (ax.xaxis.label, ax.yaxis.label): label.set_size(9)
@@ -58,11 +46,7 @@ def add_axes(
 def clear_axes(
     ax   # Matplotlib axes
 ):
-    """Remove everything from axes except for ticks and labels
-
-    Args:
-        ax: Matplotlib axes
-    """
+    "Remove everything from axes except for ticks and labels"
     for artist in [*ax.lines, *ax.collections, *ax.texts, *ax.patches]: artist.remove()
     if ax.get_legend(): ax.get_legend().remove()
     ax.relim()
@@ -71,14 +55,7 @@ def clear_axes(
 def png(
     fig   # With an Agg canvas
 ) -> bytes:   # A picture in PNG format
-    """Draw a figure once and encode it
-
-    Args:
-        fig: With an Agg canvas
-
-    Returns:
-        A picture in PNG format
-    """
+    "Draw a figure once and encode it"
     from matplotlib.image import imsave
     fig.canvas.draw()
     out = io.BytesIO()
@@ -87,11 +64,7 @@ def png(
 
 # %% ../nbs/explorer/03_live.ipynb #3a05269b
 def training_figure() -> 'matplotlib.figure.Figure':   # Matplotlib figure with two axes: landscape, curves
-    """An empty figure for a training run
-
-    Returns:
-        Matplotlib figure with two axes: landscape, curves
-    """
+    "An empty figure for a training run"
     fig = blank_figure()
     add_axes(fig, 0.57, 0.12, 0.41, 0.74)
     add_axes(fig, 0.09, 0.12, 0.38, 0.74).set(xlabel='updates', ylabel='loss', yscale='log', ylim=(1e-6, 10))
@@ -115,20 +88,7 @@ def draw_training(
     others:dict|None=None,    # Title -> history of another model, drawn dashed
     title=''                  # Of this model, where there are others
 ):                            # The figure
-    """Loss curves and energy landscape at this point of the training
-
-    Args:
-        fig: From `training_figure`
-        model: In its present state; a list for several seeds
-        history: Until now
-        x: A question, `(d_x,)`; None draws no landscape
-        truth: Its answer, `(d_y,)`
-        others: Title -> history of another model, drawn dashed
-        title: Of this model, where there are others
-
-    Returns:
-        The figure
-    """
+    "Loss curves and energy landscape at this point of the training"
     land,curves = fig.axes
     clear_axes(land), clear_axes(curves)
     for name,h in (others or {}).items(): h.plot(curves, title=name, ls='--', lw=1.2)
@@ -153,40 +113,18 @@ def named(
     name:str,  # E.g. 'train'
     widget     # Any widget
 ):             # The widget, with the CSS class `ebt-train`
-    """Give a widget a name that the browser knows
-
-    Args:
-        name: E.g. 'train'
-        widget: Any widget
-
-    Returns:
-        The widget, with the CSS class `ebt-train`
-    """
+    "Give a widget a name that the browser knows"
     return widget.add_class(f'ebt-{name}')
 
 def image(
     name:str   # CSS name of the image
 ) -> widgets.Image:   # For PNG pictures
-    """A picture that grows and shrinks with the page
-
-    Args:
-        name: CSS name of the image
-
-    Returns:
-        For PNG pictures
-    """
+    "A picture that grows and shrinks with the page"
     return named(name, widgets.Image(format='png', layout=dict(width='100%', max_width='1250px', height='auto')))
 
 # %% ../nbs/explorer/03_live.ipynb #9b42be5d
 class LiveTraining(widgets.VBox):
-    """Loss curves that grow while a model trains: pass it to `fit` as `callback`
-
-    Args:
-        x: A question whose landscape is shown, `(d_x,)`; None shows the curves alone
-        truth: Its answer, `(d_y,)`
-        others: Title -> history of another model, to compare with
-        title: Of this model, where there are others
-    """
+    "Loss curves that grow while a model trains: pass it to `fit` as `callback`"
     def __init__(self,
         x=None,                 # A question whose landscape is shown, `(d_x,)`; None shows the curves alone
         truth=None,             # Its answer, `(d_y,)`
@@ -217,12 +155,7 @@ def draw(self:LiveTraining,
     model,            # In its present state
     history:History   # Until now
 ):
-    """Replace the picture
-
-    Args:
-        model: In its present state
-        history: Until now
-    """
+    "Replace the picture"
     drawn = draw_training(self.fig, model, history, self.x, self.truth, self.others, self.title)
     self.picture.value = png(drawn)
 
@@ -238,16 +171,7 @@ def button(
     text:str,     # Written on it
     tip:str=''    # Shown when the mouse rests on it
 ) -> widgets.Button:  # Does nothing yet
-    """A button as wide as its text
-
-    Args:
-        name: CSS name of the button
-        text: Written on it
-        tip: Shown when the mouse rests on it
-
-    Returns:
-        Does nothing yet
-    """
+    "A button as wide as its text"
     return named(name, widgets.Button(description=text, tooltip=tip, layout=dict(width='auto')))
 
 # %% ../nbs/explorer/03_live.ipynb #0bfd6841
@@ -257,17 +181,7 @@ def labelled(
     value,       # Initial value
     **options    # Passed to the class
 ):               # A widget
-    """A control with a label in words, as wide as its column
-
-    Args:
-        kind: Class of the widget
-        text: Label, in words with the symbol
-        value: Initial value
-        **options: Passed to the class
-
-    Returns:
-        A widget
-    """
+    "A control with a label in words, as wide as its column"
     return kind(value=value, description=text, style=dict(description_width='7.4em'),
                 layout=dict(width='100%', margin='0'), **options)
 
@@ -281,21 +195,7 @@ def slider(
     fmt:str,     # Format of the value, e.g. '.2f'
     tip:str      # Shown when the mouse rests on it
 ):               # A widget
-    """A slider with a label in words
-
-    Args:
-        kind: Class of the widget
-        text: Label, in words with the symbol
-        value: Initial value
-        low: Smallest value (its exponent for logarithmic sliders)
-        high: Largest value (its exponent for logarithmic sliders)
-        step: Between two values
-        fmt: Format of the value, e.g. '.2f'
-        tip: Shown when the mouse rests on it
-
-    Returns:
-        A widget
-    """
+    "A slider with a label in words"
     return labelled(kind, text, value, min=low, max=high, step=step, readout_format=fmt, tooltip=tip)
 
 # %% ../nbs/explorer/03_live.ipynb #fe07f9d4
@@ -303,15 +203,7 @@ def controls_beside(
     groups:list,   # Lists of widgets, one per group of controls
     *content       # Widgets that the controls change
 ) -> widgets.Box:  # As wide as the page
-    """Controls in a column on the left or, on a narrow page, in several columns on top
-
-    Args:
-        groups: Lists of widgets, one per group of controls
-        *content: Widgets that the controls change
-
-    Returns:
-        As wide as the page
-    """
+    "Controls in a column on the left or, on a narrow page, in several columns on top"
     boxes = [widgets.VBox(g, layout=dict(flex='1 1 280px', max_width='420px', overflow='hidden')) for g in groups]
     wrap = dict(flex_flow='row wrap', align_content='flex-start', overflow='hidden')
     left = widgets.Box(boxes, layout=dict(flex='1 1 300px', **wrap))
@@ -321,11 +213,7 @@ def controls_beside(
 def close_tree(
     widget   # With `children`, and perhaps with named `controls`
 ):
-    """Close a widget and everything in it; ipywidgets keeps what is not closed
-
-    Args:
-        widget: With `children`, and perhaps with named `controls`
-    """
+    "Close a widget and everything in it; ipywidgets keeps what is not closed"
     parts = [*getattr(widget, 'children', ()), *getattr(widget, 'controls', {}).values()]
     for part in [*parts, getattr(widget, 'style', None), widget.layout]:
         if isinstance(part, widgets.DOMWidget): close_tree(part)
@@ -352,11 +240,7 @@ _UNTRAINED = """This energy knows nothing yet. Press <b>Train</b>: first a feedf
 
 # %% ../nbs/explorer/03_live.ipynb #906b2aa3
 class TrainingPanel(widgets.VBox):
-    """Train a feedforward network and an energy-based model on the same data, and watch
-
-    Args:
-        done: Called with `(task, models, rivals)`, the last two updates -> model
-    """
+    "Train a feedforward network and an energy-based model on the same data, and watch"
     def __init__(self,
         done:Callable|None=None   # Called with `(task, models, rivals)`, the last two updates -> model
     ):
@@ -380,11 +264,7 @@ class TrainingPanel(widgets.VBox):
 def set_question(self:TrainingPanel,
     task:str   # 'add' or 'multiply'
 ):
-    """Show the landscape of the question for this task
-
-    Args:
-        task: 'add' or 'multiply'
-    """
+    "Show the landscape of the question for this task"
     self.live.x = torch.tensor(QUESTION)
     self.live.truth,self.live.others = get_task(task).truth(self.live.x[None])[0],{}
 
@@ -392,11 +272,7 @@ def set_question(self:TrainingPanel,
 def set_running(self:TrainingPanel,
     running:bool   # Is a training under way?
 ):
-    """Enable Stop while a training runs, and everything else while none does
-
-    Args:
-        running: Is a training under way?
-    """
+    "Enable Stop while a training runs, and everything else while none does"
     for c in [*self.controls.values(), self.train_button]: c.disabled = running
     self.stop_button.disabled = not running
 

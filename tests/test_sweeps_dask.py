@@ -1,0 +1,41 @@
+"A sweep on a real cluster of several processes, with a worker that is killed in the middle; needs the extra `distributed`."
+import os
+from pathlib import Path
+
+import pytest
+from fastcore.test import test_eq as eq
+
+from ebt_toy.store import read_store
+from ebt_toy.sweeps import sweep
+
+distributed = pytest.importorskip('distributed')
+
+@pytest.fixture(scope='module')
+def cluster():
+    "Three workers on the loopback address that find the functions of these tests"
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PYTHONPATH', path), patch.syspath_prepend(str(Path(__file__).parent))
+        with distributed.LocalCluster(3, threads_per_worker=1, host='127.0.0.1', dashboard_address=None) as cluster: yield cluster
+
+def test_sweep_on_a_cluster(cluster, tmp_path):
+    from sweep_tasks import dying_once
+    space = dict(a=range(30), log=str(tmp_path/'log'), dies=7)
+    with distributed.Client(cluster) as client:
+        rows = sweep(space, seeds=2, run=dying_once, executor=client.get_executor(), store=tmp_path/'r.db')
+    eq([(r['score'], r['status']) for r in rows], [(a*100 + s, 'finished') for a in range(30) for s in range(2)])
+    started = [l.split() for l in (tmp_path/'log').read_text().splitlines()]
+    assert len({pid for *_,pid in started}) > 1 and sum(a == '7' for a,*_ in started) == 4     # two units, twice
+    eq(len(read_store(tmp_path/'r.db')), 60)
+
+def test_a_unit_that_kills_every_worker_is_recorded(cluster, tmp_path):
+    from sweep_tasks import dying
+    with distributed.Client(cluster) as client: rows = sweep(dict(a=range(1, 4)), run=dying, executor=client.get_executor())
+    eq([r['status'] for r in rows], ['finished', 'failed', 'finished'])
+    assert 'KilledWorker' in rows[1]['error']
+
+def test_training_on_a_cluster(cluster):
+    space = dict(task='add', vec_size=2, size_train=64, num_steps=2, latent_dim=4, model_type=['ebt', 'ffn'], compile=False, device='cpu')
+    with distributed.Client(cluster) as client: there = sweep(space, seeds=2, executor=client.get_executor())
+    here = sweep(space, seeds=2)
+    for a,b in zip(there, here, strict=True): eq((a['model_type'], a['status'], pytest.approx(a['test_mse'], rel=1e-5)), (b['model_type'], b['status'], b['test_mse']))
