@@ -22,7 +22,16 @@ def count_updates(
     num_epochs:int|None,   # Another name for the same count, or None
     default:int            # The count if neither is given
 ) -> int:                  # Updates, at least 1
-    "The number of updates; raises `ValueError` if both names are given"
+    """The number of updates; raises `ValueError` if both names are given
+
+    Args:
+        num_steps: Optimizer updates, or None
+        num_epochs: Another name for the same count, or None
+        default: The count if neither is given
+
+    Returns:
+        Updates, at least 1
+    """
     if num_steps is not None and num_epochs is not None:
         raise ValueError("num_steps, num_epochs: two names for the number of updates, "
                          f"expected one of them, got {num_steps} and {num_epochs}")
@@ -34,7 +43,16 @@ def describe_budget(
     batch_size:int,   # Samples per update
     n:int             # Samples in the data set
 ) -> str:             # One line
-    "Updates in words, with the passes over the data that they make"
+    """Updates in words, with the passes over the data that they make
+
+    Args:
+        num_steps: Updates
+        batch_size: Samples per update
+        n: Samples in the data set
+
+    Returns:
+        One line
+    """
     return f"{num_steps:,} updates of {batch_size} samples: {num_steps*batch_size/n:,.4g} passes over {n:,} samples"
 
 # %% ../nbs/engine/05_budget.ipynb #c6600126
@@ -45,14 +63,27 @@ def forward_work(
     x,                # Its input: vectors, or rows of token ids
     batch_size:int    # Rows in a batch
 ) -> float:           # Multiplications, roughly
-    "Work in one pass over a batch: each weight once per row, or once per token"
+    """Work in one pass over a batch: each weight once per row, or once per token
+
+    Args:
+        model: Any model
+        x: Its input: vectors, or rows of token ids
+        batch_size: Rows in a batch
+
+    Returns:
+        Multiplications, roughly
+    """
     return count_params(model)*batch_size*(row_lengths(x).float().mean().item() if is_text(x) else 1)
 
 @contextmanager
 def threads_for(
     work:float   # Multiplications in one pass
 ):
-    "Use one CPU thread within the block if the work is small"
+    """Use one CPU thread within the block if the work is small
+
+    Args:
+        work: Multiplications in one pass
+    """
     before = torch.get_num_threads()
     if work < SMALL_WORK: torch.set_num_threads(1)
     try: yield
@@ -62,7 +93,14 @@ def threads_for(
 def free_memory(
     device   # A device of this machine
 ) -> int:    # Bytes
-    "Free memory on a device"
+    """Free memory on a device
+
+    Args:
+        device: A device of this machine
+
+    Returns:
+        Bytes
+    """
     if torch.device(device).type == 'cuda':
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -74,7 +112,16 @@ def seeds_at_once(
     free:int,            # Free memory, in bytes
     n:int                # Number of seeds
 ) -> int:                # From 1 to n
-    "How many seeds to train side by side: equal groups that fit into half of the free memory"
+    """How many seeds to train side by side: equal groups that fit into half of the free memory
+
+    Args:
+        bytes_per_seed: Memory to train one seed
+        free: Free memory, in bytes
+        n: Number of seeds
+
+    Returns:
+        From 1 to n
+    """
     groups = max(1, -(-n*bytes_per_seed//(free//2)))
     if groups > n:
         raise ValueError(f"seeds: expected models that fit into half of the free memory ({free/2**30:.3g} GiB free), "
@@ -88,7 +135,17 @@ def learning_rate(
     schedule:str='constant',   # 'constant' or 'cosine'
     warmup:int=0               # Updates over which the rate rises from 0
 ):                             # `lr` itself where it never changes, else a function of the numbers of updates
-    "The learning rate of each update; raises `ValueError` on an unknown schedule"
+    """The learning rate of each update; raises `ValueError` on an unknown schedule
+
+    Args:
+        lr: The largest rate
+        num_steps: Updates in all
+        schedule: 'constant' or 'cosine'
+        warmup: Updates over which the rate rises from 0
+
+    Returns:
+        `lr` itself where it never changes, else a function of the numbers of updates
+    """
     check_known('schedule', schedule, ['constant', 'cosine'])
     if isinstance(warmup, bool) or not isinstance(warmup, int) or not 0 <= warmup < num_steps:
         raise ValueError(f"warmup: expected a whole number from 0 to {num_steps - 1}, got {warmup!r}")

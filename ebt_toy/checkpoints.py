@@ -37,7 +37,16 @@ def packed(
     name:str='value',    # For the message
     levels:int=LEVELS    # Levels of lists and dictionaries, at most
 ):                       # The same in terms of JSON
-    "A value in terms of JSON, from which `unpacked` restores it; raises `ValueError` for anything else"
+    """A value in terms of JSON, from which `unpacked` restores it; raises `ValueError` for anything else
+
+    Args:
+        value: Numbers, texts, None; lists, tuples, NumPy arrays and dictionaries (text keys) of them
+        name: For the message
+        levels: Levels of lists and dictionaries, at most
+
+    Returns:
+        The same in terms of JSON
+    """
     if levels < 0: raise ValueError(f"{name}: expected at most {LEVELS} levels of lists and dictionaries, got more")
     go = lambda v,n=1: [packed(e, name, levels - n) for e in v]
     if isinstance(value, np.generic): value = value.item()
@@ -72,7 +81,15 @@ def unpacked(
     value,             # From `packed`, perhaps by way of JSON
     levels:int=LEVELS  # Levels of lists and dictionaries, at most
 ):                     # What was packed
-    "The inverse of `packed`; raises an error for anything that `packed` does not write"
+    """The inverse of `packed`; raises an error for anything that `packed` does not write
+
+    Args:
+        value: From `packed`, perhaps by way of JSON
+        levels: Levels of lists and dictionaries, at most
+
+    Returns:
+        What was packed
+    """
     if levels < 0: raise ValueError(f"expected at most {LEVELS} levels of lists and dictionaries, got more")
     if isinstance(value, list): return [unpacked(v, levels - 1) for v in value]
     if not isinstance(value, dict): return value
@@ -106,7 +123,15 @@ def _foreign(part):
 def describe(
     part     # A model, an energy or an encoder, or None
 ):           # `kind`, the name of its class; for this package's classes also `config` and the parts. None for None
-    "What is needed to build a model again, except for its weights"
+    """What is needed to build a model again, except for its weights
+
+    Args:
+        part: A model, an energy or an encoder, or None
+
+    Returns:
+        `kind`, the name of its class; for this package's classes also `config` and the parts. None for
+            None
+    """
     if part is None: return None
     kind = type(part)
     if kind not in _PARTS: return _foreign(part)
@@ -222,7 +247,17 @@ def save(
     history:History|None=None, # How it was trained; None takes `model.history` where there is one
     **notes                    # Anything else to keep: numbers, texts, None; lists, tuples, dictionaries, arrays
 ) -> Path:                     # The file
-    "Write a model to one file, whole or not at all; raises `ValueError` on bad input"
+    """Write a model to one file, whole or not at all; raises `ValueError` on bad input
+
+    Args:
+        model: Any module; an `EBT` or a `FeedForward` can be restored from the file alone
+        path: File to write, usually `*.safetensors`; an existing one is replaced
+        history: How it was trained; None takes `model.history` where there is one
+        **notes: Anything else to keep: numbers, texts, None; lists, tuples, dictionaries, arrays
+
+    Returns:
+        The file
+    """
     path = user_path(path)
     if not isinstance(model, nn.Module): raise ValueError(f"model: expected a module, got {type(model).__name__}")
     if path.is_dir() or not path.parent.is_dir():
@@ -242,7 +277,14 @@ def save(
 def read_checkpoint(
     path      # A file from `save`
 ) -> tuple:   # Its description (`model`, `history`, `notes`, `library`), and its weights by name
-    "The content of a file, without building the model; raises `ValueError` where it is not from `save`"
+    """The content of a file, without building the model; raises `ValueError` where it is not from `save`
+
+    Args:
+        path: A file from `save`
+
+    Returns:
+        Its description (`model`, `history`, `notes`, `library`), and its weights by name
+    """
     with open_file(path) as f:
         return _inspect(f, path)[0],_weights(f, path)
 
@@ -351,7 +393,16 @@ def load(
     model:nn.Module|None=None,  # Filled in place, on success only; None builds one of this package's models
     device='cpu'                # Where the model goes
 ) -> nn.Module:                 # In evaluation mode, in the precision it was saved in, with `history` and `notes`
-    "A saved model, exactly; raises `ValueError` where the file is not whole, not ours, or not of this model"
+    """A saved model, exactly; raises `ValueError` where the file is not whole, not ours, or not of this model
+
+    Args:
+        path: A file from `save`
+        model: Filled in place, on success only; None builds one of this package's models
+        device: Where the model goes
+
+    Returns:
+        In evaluation mode, in the precision it was saved in, with `history` and `notes`
+    """
     device,given = get_device(device),model is not None
     if given and not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a module, got {type(model).__name__}")
@@ -378,7 +429,17 @@ def snapshots(
     name:str='{step:06d}',    # Of a file, without its ending; with `{seed}` in it for several seeds
     **notes                   # Passed to `save`
 ) -> Callable:                # `(model, history)`, for the argument `callback` of `fit` and of the training functions
-    "Saves a model after some counts of updates; raises `ValueError` at the first evaluation for steps it would miss"
+    """Saves a model after some counts of updates; raises `ValueError` at the first evaluation for steps it would miss
+
+    Args:
+        folder: Where the files go; created if missing
+        steps: Counts of updates, at each of which the run evaluates
+        name: Of a file, without its ending; with `{seed}` in it for several seeds
+        **notes: Passed to `save`
+
+    Returns:
+        `(model, history)`, for the argument `callback` of `fit` and of the training functions
+    """
     steps = list(steps)
     def callback(model, history):
         step,s = int(history['step'][-1]),history.settings
@@ -443,7 +504,17 @@ def make_pretrained(
     tasks=('add', 'multiply', 'divide'),  # Those that the package has models for
     steps=None                            # Updates after which to save; training ends at the last. None: all
 ) -> list:                                # The files
-    "Train the models of the package: a minute or two for each"
+    """Train the models of the package: a minute or two for each
+
+    Args:
+        folder: Where the files go
+        seed: Of data, weights, batch order and initial guesses
+        tasks: Those that the package has models for
+        steps: Updates after which to save; training ends at the last. None: all
+
+    Returns:
+        The files
+    """
     for t in tasks: check_known('pretrained task', t, _RECIPES)
     asked = f'seed={seed}' + f', tasks={tuple(tasks)}'*(tuple(tasks) != tuple(_RECIPES))
     if steps is not None: asked += f', steps={tuple(steps)}'
@@ -465,7 +536,15 @@ def pretrained_steps(
     task:str='add',    # 'add', 'multiply' or 'divide'
     model:str='ebt'    # 'ebt' or 'ffn'
 ) -> list[int]:        # Counts of updates, increasing
-    "The counts of updates for which the package has a model; raises `ValueError` for unknown names"
+    """The counts of updates for which the package has a model; raises `ValueError` for unknown names
+
+    Args:
+        task: 'add', 'multiply' or 'divide'
+        model: 'ebt' or 'ffn'
+
+    Returns:
+        Counts of updates, increasing
+    """
     found = _shipped()
     check_known('pretrained task', task, {t for t,_ in found})
     check_known('pretrained model', model, {m for t,m in found if t == task})
@@ -477,7 +556,17 @@ def pretrained(
     step:int|None=None,  # Updates it was trained for, one of `pretrained_steps`; None is the last
     device='cpu'         # Where the model goes
 ) -> nn.Module:          # As `load` gives it
-    "A trained model from the package, for vectors of two numbers; raises `ValueError` for unknown ones"
+    """A trained model from the package, for vectors of two numbers; raises `ValueError` for unknown ones
+
+    Args:
+        task: 'add', 'multiply' or 'divide'
+        model: 'ebt' or 'ffn'
+        step: Updates it was trained for, one of `pretrained_steps`; None is the last
+        device: Where the model goes
+
+    Returns:
+        As `load` gives it
+    """
     steps = pretrained_steps(task, model)
     step = steps[-1] if step is None else step
     if step not in steps: raise ValueError(f"step: expected one of {', '.join(map(str, steps))}, got {step!r}")

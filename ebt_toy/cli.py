@@ -347,18 +347,14 @@ def explore_main(
         return 1 if isinstance(e, RuntimeError) else 2
 
 # %% ../nbs/cli.ipynb #91f36319
-<<<<<<< HEAD
 def _epilog():
     "Last lines of the help"
     return f"""{_REACH}
 Tasks: {', '.join(task_names())}. Models: {', '.join(chosen_models('all'))}. Energies of the EBT (--energy):
 {', '.join(energy_names())}."""
 
-_REACH = """'ebt_toy explore' shows the explorer as a page; 'ebt_toy listops' writes ListOps data sets to files.
-=======
-_EPILOG = """'ebt_toy sweep' trains at all points of a grid, and goes on where it was stopped;
+_REACH = """'ebt_toy sweep' trains at all points of a grid, and goes on where it was stopped;
 'ebt_toy explore' shows the explorer as a page; 'ebt_toy listops' writes ListOps data sets to files.
->>>>>>> sweeps
 Any other setting of a registered model works as --setting value, and --<name>_config is for one model alone.
 Exit codes: 0, 1 when a model diverged, 2 for bad input, 3 where a file cannot be written, 130 after Ctrl-C or SIGTERM
 (what is trained by then is reported and saved), 141 when nobody reads the output any more."""

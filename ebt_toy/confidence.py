@@ -28,7 +28,15 @@ def rank_correlation(
     a,           # `(n,)`
     b            # `(n,)`
 ) -> float:      # From -1 to 1
-    "Spearman's correlation of ranks; NaN where a value is NaN, or all values are equal"
+    """Spearman's correlation of ranks; NaN where a value is NaN, or all values are equal
+
+    Args:
+        a: `(n,)`
+        b: `(n,)`
+
+    Returns:
+        From -1 to 1
+    """
     a,b = np.asarray(a, float),np.asarray(b, float)
     if np.isnan(a).any() or np.isnan(b).any(): return float('nan')
     a,b = (r - r.mean() for r in (_ranks(a), _ranks(b)))
@@ -39,7 +47,15 @@ def auroc(
     doubt,       # `(n,)`: larger should mean wrong
     wrong        # `(n,)`: whether it was
 ) -> float:      # From 0 to 1
-    "How often a wrong answer has more doubt than a right one; NaN where a doubt is NaN, or all are wrong or none"
+    """How often a wrong answer has more doubt than a right one; NaN where a doubt is NaN, or all are wrong or none
+
+    Args:
+        doubt: `(n,)`: larger should mean wrong
+        wrong: `(n,)`: whether it was
+
+    Returns:
+        From 0 to 1
+    """
     doubt,wrong = np.asarray(doubt, float),np.asarray(wrong, bool)
     n = wrong.sum()
     if np.isnan(doubt).any() or n in (0, len(wrong)): return float('nan')
@@ -59,7 +75,15 @@ def disagreement(
     ensemble,      # Models, or one module with `spread(x)`
     x              # Questions
 ) -> Tensor:       # `(b,)`, in units of y
-    "Root mean square distance of the members' answers to their mean"
+    """Root mean square distance of the members' answers to their mean
+
+    Args:
+        ensemble: Models, or one module with `spread(x)`
+        x: Questions
+
+    Returns:
+        `(b,)`, in units of y
+    """
     if hasattr(ensemble, 'spread'):
         with torch.no_grad(): own = ensemble.spread(x)
         return own if own.ndim == 1 else own.norm(dim=1)
@@ -83,7 +107,21 @@ def doubts(
     shake:float=0.1,         # Standard deviation of the noise added to an answer, in units of y
     seed:int=0               # Of first guesses and noise
 ) -> tuple:                  # Answers, `(b, d_y)`, and a dict: name of a doubt -> `(b,)`
-    "The answers and all doubts about them; infinite where an answer is not finite"
+    """The answers and all doubts about them; infinite where an answer is not finite
+
+    Args:
+        model: Trained
+        x: Questions
+        ensemble: Models, or one module with `spread(x)`
+        n_starts: Starts for the spread; only for a model with random first guesses
+        n_steps: Inner steps; None takes the model's own number
+        rule: Step rule
+        shake: Standard deviation of the noise added to an answer, in units of y
+        seed: Of first guesses and noise
+
+    Returns:
+        Answers, `(b, d_y)`, and a dict: name of a doubt -> `(b,)`
+    """
     if not isinstance(model, EBT): raise ValueError(f"model: expected an EBT, got {type(model).__name__}")
     check_positive('shake', shake), check_count('n_starts', n_starts)
     n_steps = model.n_optimization_steps if n_steps is None else check_count('n_steps', n_steps)
@@ -104,7 +142,17 @@ def bootstrap(
     rounds:int=200, # Samples drawn, with replacement
     seed:int=0      # Of the draws
 ) -> tuple:         # Lower and upper end; NaN where `f` is NaN in every sample
-    "The middle 95 % of a statistic over samples of the questions"
+    """The middle 95 % of a statistic over samples of the questions
+
+    Args:
+        f: `row numbers -> float`
+        n: Questions
+        rounds: Samples drawn, with replacement
+        seed: Of the draws
+
+    Returns:
+        Lower and upper end; NaN where `f` is NaN in every sample
+    """
     g = np.random.default_rng(seed)
     found = np.array([f(g.integers(0, n, n)) for _ in range(rounds)])
     found = found[~np.isnan(found)]
@@ -121,7 +169,21 @@ def confidence(
     rounds:int=200,   # Samples of the bootstrap
     **options         # Passed to `doubts`: `n_steps`, `rule`, `shake`
 ) -> list[dict]:      # Per doubt `signal, rank, rank_low, rank_high, auroc, auroc_low, auroc_high, wrong` (share)
-    "How well each doubt predicts the error; the AUROC is NaN where all answers are right or all wrong"
+    """How well each doubt predicts the error; the AUROC is NaN where all answers are right or all wrong
+
+    Args:
+        model: Trained
+        dataset: `(x, y)`, y numbers; in distribution or not
+        tolerance: A larger error counts as wrong: root mean square over the numbers of an answer
+        ensemble: Models, or one module with `spread(x)`: their disagreement is one more doubt
+        n_starts: Starts for the spread
+        seed: Of first guesses, noise and bootstrap
+        rounds: Samples of the bootstrap
+        **options: Passed to `doubts`: `n_steps`, `rule`, `shake`
+
+    Returns:
+        Per doubt `signal, rank, rank_low, rank_high, auroc, auroc_low, auroc_high, wrong` (share)
+    """
     x,y = inputs_and_targets(dataset)
     if not y.is_floating_point(): raise ValueError("dataset: expected numbers in y, got labels")
     answer,found = doubts(model, x, ensemble, n_starts, seed=seed, **options)
@@ -142,7 +204,16 @@ def plot_confidence(
     ax=None,             # Matplotlib axes; None makes new ones
     value:str='auroc'    # 'auroc' or 'rank'
 ):                       # The axes
-    "How well each doubt predicts the error, with intervals; the dotted line is what a coin does"
+    """How well each doubt predicts the error, with intervals; the dotted line is what a coin does
+
+    Args:
+        tables: Name -> rows of `confidence`; names with 'OOD' in them are orange, all others blue
+        ax: Matplotlib axes; None makes new ones
+        value: 'auroc' or 'rank'
+
+    Returns:
+        The axes
+    """
     ax = new_axes(size=(3.6, 2.3)) if ax is None else ax
     names = [r['signal'] for r in next(iter(tables.values()))]
     for k,(table,rows) in enumerate(tables.items()):

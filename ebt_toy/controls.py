@@ -20,7 +20,15 @@ def stale_evaluations(
     val_loss,    # `(n,)`, or `(n, seeds)`: the loss at each evaluation
     before:int=0 # How many of them belong to an earlier run; patience starts anew after it
 ) -> int:        # Evaluations since the last gain, from 0
-    "How many evaluations have passed since the loss of any seed last reached a new minimum"
+    """How many evaluations have passed since the loss of any seed last reached a new minimum
+
+    Args:
+        val_loss: `(n,)`, or `(n, seeds)`: the loss at each evaluation
+        before: How many of them belong to an earlier run; patience starts anew after it
+
+    Returns:
+        Evaluations since the last gain, from 0
+    """
     loss = np.asarray(val_loss, dtype=float).reshape(len(val_loss), -1)
     lowest = np.minimum.accumulate(np.where(np.isfinite(loss), loss, np.inf))
     gains = 1 + np.flatnonzero((lowest[1:] < lowest[:-1]).any(axis=1))
@@ -31,7 +39,16 @@ def why_stop(
     patience:int|None,# Evaluations without a gain, at most; None for no limit
     before:int=0      # Evaluations of an earlier run
 ) -> str|None:        # A line for the report, if patience has run out
-    "Why a run should stop early"
+    """Why a run should stop early
+
+    Args:
+        history: Of a run
+        patience: Evaluations without a gain, at most; None for no limit
+        before: Evaluations of an earlier run
+
+    Returns:
+        A line for the report, if patience has run out
+    """
     if patience is None or stale_evaluations(history['val_loss'], before) < patience: return None
     return f"Stopped: {patience} evaluations without a new minimum of the validation loss"
 
@@ -42,7 +59,11 @@ def _put_back(model, copies):
     for t,kept in zip((*model.parameters(), *model.buffers()), copies): t.data.copy_(kept)
 
 class BestWeights:
-    "The weights of each model at its evaluation with the lowest validation loss"
+    """The weights of each model at its evaluation with the lowest validation loss
+
+    Args:
+        models: Modules that are being trained
+    """
     def __init__(self,
         models:list   # Modules that are being trained
     ): self.models,self.kept = models,[None]*len(models)      # per model: step, loss, copies
@@ -66,7 +87,14 @@ class BestWeights:
 def every_callback(
     callback   # A function of a model and a history, a list of them, or None
 ):             # One function, or None
-    "Several callbacks as one, which returns `False` if any of them does; raises `ValueError`"
+    """Several callbacks as one, which returns `False` if any of them does; raises `ValueError`
+
+    Args:
+        callback: A function of a model and a history, a list of them, or None
+
+    Returns:
+        One function, or None
+    """
     each = callback if isinstance(callback, (list, tuple)) else [] if callback is None else [callback]
     wrong = [f for f in each if not callable(f)]
     if wrong: raise ValueError(f"callback: expected a function or a list of functions, got {wrong[0]!r}")
@@ -80,7 +108,14 @@ def every_callback(
 def log_to(
     write:Callable   # `write(step, row)`; `row` is a dict from names to numbers
 ) -> Callable:       # For the argument `callback`
-    "A callback that hands each evaluation to a logger"
+    """A callback that hands each evaluation to a logger
+
+    Args:
+        write: `write(step, row)`; `row` is a dict from names to numbers
+
+    Returns:
+        For the argument `callback`
+    """
     if not callable(write): raise ValueError(f"write: expected a function of a step and a dict, got {write!r}")
     def callback(model, history):
         row,seeds = {k: v[-1] for k,v in history.columns.items()},history.settings.get('seeds')
@@ -98,7 +133,17 @@ def going_on(
     seeds:list,     # Of this run
     settings:dict   # Of this run; `num_steps` becomes the number of updates of both together
 ) -> History:       # For several seeds, even if there is one
-    "The history of an earlier run, made ready to go on from; raises `ValueError` where it does not fit"
+    """The history of an earlier run, made ready to go on from; raises `ValueError` where it does not fit
+
+    Args:
+        history: Of an earlier run of the models
+        models: One per seed
+        seeds: Of this run
+        settings: Of this run; `num_steps` becomes the number of updates of both together
+
+    Returns:
+        For several seeds, even if there is one
+    """
     if not isinstance(history, History): raise ValueError(f"history: expected a History, got {type(history).__name__}")
     def refuse(expected, got): raise ValueError(f"history: expected {expected}, got {got}")
     if history.state is None: refuse("one that `fit` returned in this session", "one without the state of Adam")
@@ -124,7 +169,17 @@ def begun(
     earlier:History|None,# From `going_on`
     at:int=0             # Place of the first of these seeds in it
 ) -> History:            # With a state of Adam for each seed
-    "An empty history, or one that goes on from an earlier one, which stays as it was"
+    """An empty history, or one that goes on from an earlier one, which stays as it was
+
+    Args:
+        settings: Of a run
+        seeds: Of some of its models
+        earlier: From `going_on`
+        at: Place of the first of these seeds in it
+
+    Returns:
+        With a state of Adam for each seed
+    """
     history = History(settings=settings | dict(seeds=seeds))
     history.state = [AdamState() for _ in seeds]
     if earlier is None: return history
@@ -148,7 +203,16 @@ def best_kept(
     history:History,  # From `begun`
     keep:bool         # Whether the models get their best weights at the end
 ):                    # A context with `BestWeights`, or None
-    "Start from the last weights of an earlier run; at the end, however it comes, put the best weights into the models"
+    """Start from the last weights of an earlier run; at the end, however it comes, put the best weights into the models
+
+    Args:
+        models: Modules
+        history: From `begun`
+        keep: Whether the models get their best weights at the end
+
+    Returns:
+        A context with `BestWeights`, or None
+    """
     best = _best_so_far(models, history)
     for m,s in zip(models, history.state):
         if s.last: _put_back(m, s.last)

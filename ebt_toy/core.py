@@ -26,7 +26,16 @@ def generator(
     *stream:str|int,   # Which stream under this seed, e.g. 'train' or 'validation'
     device='cpu'       # Where it draws
 ) -> torch.Generator:  # Freshly seeded
-    "A random generator of its own for each `(seed, *stream)`; raises `ValueError` for a bad seed"
+    """A random generator of its own for each `(seed, *stream)`; raises `ValueError` for a bad seed
+
+    Args:
+        seed: Any non-negative integer
+        *stream: Which stream under this seed, e.g. 'train' or 'validation'
+        device: Where it draws
+
+    Returns:
+        Freshly seeded
+    """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed: expected a non-negative integer, got {seed!r}")
     key = [zlib.crc32(s.encode()) if isinstance(s, str) else s for s in stream]
@@ -37,7 +46,14 @@ def generator(
 def random_states(
     device='cpu'   # Where code may draw, besides the CPU
 ) -> tuple:        # Comparable with ==
-    "The states of the global random generators: PyTorch's, NumPy's and Python's"
+    """The states of the global random generators: PyTorch's, NumPy's and Python's
+
+    Args:
+        device: Where code may draw, besides the CPU
+
+    Returns:
+        Comparable with ==
+    """
     name,keys,*rest = np.random.get_state()
     cuda = [torch.cuda.get_rng_state(device).numpy().tobytes()] if torch.device(device).type == 'cuda' else []
     return torch.get_rng_state().numpy().tobytes(),*cuda,name,keys.tobytes(),*rest,random.getstate()
@@ -46,7 +62,11 @@ def random_states(
 def random_states_kept(
     device='cpu'   # Where code may draw, besides the CPU
 ):
-    "Put the global random generators back after the block"
+    """Put the global random generators back after the block
+
+    Args:
+        device: Where code may draw, besides the CPU
+    """
     ours,theirs = random.getstate(),np.random.get_state()
     with torch.random.fork_rng(devices=[device] if torch.device(device).type == 'cuda' else []):
         try: yield
@@ -59,7 +79,13 @@ def seeded(
     *stream:str|int,  # Which stream under this seed
     device='cpu'      # Where the block draws, besides the CPU
 ):
-    "Seed the global random states and make float32 the default within the block; afterwards put everything back"
+    """Seed the global random states and make float32 the default within the block; afterwards put everything back
+
+    Args:
+        seed: Any non-negative integer
+        *stream: Which stream under this seed
+        device: Where the block draws, besides the CPU
+    """
     g,dtype = generator(seed, *stream).initial_seed(),torch.get_default_dtype()
     with random_states_kept(device):
         torch.default_generator.manual_seed(g), np.random.seed(g % 2**32), random.seed(g)
@@ -74,7 +100,15 @@ def check_count(
     name:str,   # The argument's name, for the message
     value       # What the caller passed
 ) -> int:       # `value`, at least 1
-    "Check that `value` is a whole number of at least 1; raises `ValueError`"
+    """Check that `value` is a whole number of at least 1; raises `ValueError`
+
+    Args:
+        name: The argument's name, for the message
+        value: What the caller passed
+
+    Returns:
+        `value`, at least 1
+    """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
     return int(value)
@@ -83,7 +117,15 @@ def check_positive(
     name:str,   # The argument's name, for the message
     value       # What the caller passed
 ) -> float:     # `value`, finite and above zero
-    "Check that `value` is a finite number above 0; raises `ValueError`"
+    """Check that `value` is a finite number above 0; raises `ValueError`
+
+    Args:
+        name: The argument's name, for the message
+        value: What the caller passed
+
+    Returns:
+        `value`, finite and above zero
+    """
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name}: expected a finite number above 0, got {value!r}")
@@ -93,7 +135,14 @@ def check_positive(
 def seed_list(
     seeds     # Seeds, or how many: then 0, 1, 2, …
 ) -> list:    # Whole numbers
-    "Several different seeds; raises `ValueError`"
+    """Several different seeds; raises `ValueError`
+
+    Args:
+        seeds: Seeds, or how many: then 0, 1, 2, …
+
+    Returns:
+        Whole numbers
+    """
     seeds = list(range(check_count('seeds', seeds)) if isinstance(seeds, (bool, int, np.integer)) else seeds)
     for s in seeds: generator(s)
     if not seeds or len(set(seeds)) < len(seeds): raise ValueError(f"seeds: expected different seeds, got {seeds}")
@@ -104,7 +153,16 @@ def check_known(
     name,       # What the caller asked for
     known       # Iterable of the names there are
 ) -> str:       # `name`
-    "Check that `name` is known; raises `ValueError` with the nearest known name and the list of all"
+    """Check that `name` is known; raises `ValueError` with the nearest known name and the list of all
+
+    Args:
+        kind: What is being looked up, for the message, e.g. "task"
+        name: What the caller asked for
+        known: Iterable of the names there are
+
+    Returns:
+        `name`
+    """
     known = sorted(known)
     if name in known: return name
     near = difflib.get_close_matches(str(name), known, n=1)
@@ -115,7 +173,14 @@ def check_known(
 def strict(
     f:Callable   # A function without `**kwargs`
 ) -> Callable:   # The same function
-    "Make a function answer an unknown keyword with the nearest one that it knows; raises `TypeError`"
+    """Make a function answer an unknown keyword with the nearest one that it knows; raises `TypeError`
+
+    Args:
+        f: A function without `**kwargs`
+
+    Returns:
+        The same function
+    """
     names = list(inspect.signature(f).parameters)
     @wraps(f)
     def call(*args, **kwargs):
@@ -129,7 +194,14 @@ def strict(
 def get_device(
     device=None   # A `torch.device`, its name, or None for CUDA when there is one and the CPU otherwise
 ) -> torch.device:  # A device that exists here
-    "The device to work on; raises `ValueError` where this machine has no such device"
+    """The device to work on; raises `ValueError` where this machine has no such device
+
+    Args:
+        device: A `torch.device`, its name, or None for CUDA when there is one and the CPU otherwise
+
+    Returns:
+        A device that exists here
+    """
     if device is None: return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     try: return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as e:
@@ -141,7 +213,15 @@ def user_path(
     path,             # As somebody types it
     name:str='path'   # Of the argument, for the message
 ) -> Path:            # As the system understands it
-    "A path with `~` for the home folder; raises `ValueError` for an empty one"
+    """A path with `~` for the home folder; raises `ValueError` for an empty one
+
+    Args:
+        path: As somebody types it
+        name: Of the argument, for the message
+
+    Returns:
+        As the system understands it
+    """
     if not os.fspath(path): raise ValueError(f"{name}: expected a name, got ''")
     return Path(os.path.expanduser(path))
 
@@ -181,7 +261,14 @@ def _sync(folder):
 def atomic_file(
     path       # Of the file, in a folder that exists; through a link, its target is written
 ) -> Iterator[BinaryIO]:   # A context with the file, to write bytes to
-    "A file that appears under `path` when the block ends well; otherwise `path` stays as it was"
+    """A file that appears under `path` when the block ends well; otherwise `path` stays as it was
+
+    Args:
+        path: Of the file, in a folder that exists; through a link, its target is written
+
+    Returns:
+        A context with the file, to write bytes to
+    """
     path = Path(os.path.realpath(user_path(path)))
     old = path.stat() if path.exists() else None
     if old and not stat.S_ISREG(old.st_mode): raise OSError(errno.EEXIST, "this name is not a file's", str(path))
@@ -207,7 +294,14 @@ _OTHERS = {stat.S_IFDIR: 'a folder', stat.S_IFIFO: 'a pipe', stat.S_IFSOCK: 'a s
 def open_file(
     path     # A file, or a link to one
 ) -> BinaryIO:   # To read bytes from
-    "Open a file; raises `ValueError` for anything else: a folder, a pipe, a socket, a device"
+    """Open a file; raises `ValueError` for anything else: a folder, a pipe, a socket, a device
+
+    Args:
+        path: A file, or a link to one
+
+    Returns:
+        To read bytes from
+    """
     path = user_path(path)
     def check(mode):
         if stat.S_ISREG(mode): return
@@ -225,7 +319,16 @@ def progress_bar(
     unit:str,       # What a step is called
     show:bool=True  # Whether a bar is wanted
 ) -> tqdm:          # A context manager with `update`
-    "A bar where someone can watch it: in a terminal or in a notebook"
+    """A bar where someone can watch it: in a terminal or in a notebook
+
+    Args:
+        total: Steps in all
+        unit: What a step is called
+        show: Whether a bar is wanted
+
+    Returns:
+        A context manager with `update`
+    """
     watched = 'ipykernel' in sys.modules or sys.stderr is not None and sys.stderr.isatty()  # `pythonw` has no stderr
     return tqdm(total=total, disable=not (show and watched), leave=False, unit=f' {unit}')
 
@@ -235,7 +338,13 @@ def tell(
     stream=None,       # Where to print; None is standard output
     flush:bool=False   # Whether to print at once
 ):
-    "Print a line, with `?` for what the stream cannot show; raises `OSError` that names the stream"
+    """Print a line, with `?` for what the stream cannot show; raises `OSError` that names the stream
+
+    Args:
+        line: Text
+        stream: Where to print; None is standard output
+        flush: Whether to print at once
+    """
     stream = stream or sys.stdout
     if stream is None: return
     try: print(line, file=stream, flush=flush)
@@ -254,7 +363,14 @@ def _cpu_name():
 def device_name(
     device   # A device of this machine
 ) -> str:    # In words
-    "The hardware of a device"
+    """The hardware of a device
+
+    Args:
+        device: A device of this machine
+
+    Returns:
+        In words
+    """
     device = torch.device(device)
     if device.type == 'cuda': return f"{device}\nGPU: {torch.cuda.get_device_name(device)}"
     return f"{device} ({_cpu_name()}, {os.cpu_count()} cores)"
@@ -265,7 +381,16 @@ def wilson(
     n:int,          # Trials, at least 1
     z:float=1.96    # Standard normal quantile; 1.96 gives 95 %
 ) -> tuple:         # Lower and upper end, in [0, 1]
-    "Wilson's interval for a proportion"
+    """Wilson's interval for a proportion
+
+    Args:
+        wins: Successes
+        n: Trials, at least 1
+        z: Standard normal quantile; 1.96 gives 95 %
+
+    Returns:
+        Lower and upper end, in [0, 1]
+    """
     p,centre = wins/n,(wins/n + z*z/(2*n))/(1 + z*z/n)
     half = z*math.sqrt(p*(1 - p)/n + z*z/(4*n*n))/(1 + z*z/n)
     return max(0., centre - half),min(1., centre + half)

@@ -24,7 +24,14 @@ from .core import check_count, check_known, generator, get_device, seeded
 # %% ../nbs/00_data.ipynb #17dcef1a
 @dataclass(frozen=True)
 class Scoring:
-    "How predictions are judged: the loss that training lowers, and the metric that reports show"
+    """How predictions are judged: the loss that training lowers, and the metric that reports show
+
+    Attributes:
+        loss: `(prediction, target) -> scalar`, lower is better
+        metric: `(prediction, target) -> scalar`
+        metric_name: Label for reports and axes
+        higher_is_better: Direction of the metric
+    """
     loss: Callable          # `(prediction, target) -> scalar`, lower is better
     metric: Callable        # `(prediction, target) -> scalar`
     metric_name: str        # Label for reports and axes
@@ -34,7 +41,15 @@ def accuracy(
     logits:Tensor,   # `(b, n_classes)`
     labels:Tensor    # `(b,)`, integers
 ) -> Tensor:         # Scalar in [0, 1]
-    "Fraction of rows whose largest logit is the label"
+    """Fraction of rows whose largest logit is the label
+
+    Args:
+        logits: `(b, n_classes)`
+        labels: `(b,)`, integers
+
+    Returns:
+        Scalar in [0, 1]
+    """
     return (logits.argmax(-1) == labels).float().mean()
 
 regression     = Scoring(F.mse_loss, F.mse_loss, 'MSE', False)
@@ -43,12 +58,27 @@ classification = Scoring(F.cross_entropy, accuracy, 'accuracy', True)
 def scoring_for(
     y:Tensor     # Targets
 ) -> Scoring:    # `regression` for numbers, `classification` for integer labels
-    "How predictions of such targets are judged, unless a task brings its own scoring"
+    """How predictions of such targets are judged, unless a task brings its own scoring
+
+    Args:
+        y: Targets
+
+    Returns:
+        `regression` for numbers, `classification` for integer labels
+    """
     return regression if y.is_floating_point() else classification
 
 # %% ../nbs/00_data.ipynb #a327438c
 class SyntheticData(NamedTuple):
-    "Three splits and their sizes; unpacks as `train, val, test, input_dim, output_dim`"
+    """Three splits and their sizes; unpacks as `train, val, test, input_dim, output_dim`
+
+    Attributes:
+        train_dataset: Drawn from the training range
+        val_dataset: From the same range, never trained on
+        test_dataset: From the wider range: out of distribution
+        input_dim: Numbers in a row of x
+        output_dim: Numbers in a row of y, or the number of classes
+    """
     train_dataset: TensorDataset  # Drawn from the training range
     val_dataset: TensorDataset    # From the same range, never trained on
     test_dataset: TensorDataset   # From the wider range: out of distribution
@@ -57,7 +87,18 @@ class SyntheticData(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    "A named way to make data, and how predictions on it are judged"
+    """A named way to make data, and how predictions on it are judged
+
+    Attributes:
+        name: Key in the registry
+        make: Makes `SyntheticData` from `(size_train, size_val, size_test, vec_size, device, ...)`
+        scoring: Loss and metric; None takes what suits the targets, `scoring_for`
+        outside: `x -> (b, d_y)` bool: targets beyond the training range; None if that has no meaning
+        baselines: `SyntheticData -> {simple rule: metric on the test set}`; None if it has none
+        test_kind: `(**options) -> str`: what the test set is to the training set
+        settings: Training settings that suit any model on this task, e.g. `num_steps`
+        truth: `x -> y`: the right answers, where a formula gives them; None if none does
+    """
     name: str                   # Key in the registry
     make: Callable              # Makes `SyntheticData` from `(size_train, size_val, size_test, vec_size, device, ...)`
     scoring: Scoring|None       # Loss and metric; None takes what suits the targets, `scoring_for`
@@ -73,7 +114,14 @@ _tasks = {}
 def out_of_distribution(
     **options   # Of the task
 ) -> str:       # For reports
-    "What reports call a test set from a wider range"
+    """What reports call a test set from a wider range
+
+    Args:
+        **options: Of the task
+
+    Returns:
+        For reports
+    """
     return 'Out-of-Distribution'
 
 # %% ../nbs/00_data.ipynb #6c92f8be
@@ -87,7 +135,21 @@ def register_task(
     settings:dict|None=None,      # Training settings in place of every model's defaults in `run_main`, e.g. `num_steps`
     truth:Callable|None=None      # `x -> y`: the right answers for any x, for figures that go beyond the data sets
 ) -> Task:                        # The registered task
-    "Register a task under a name; registering the name again replaces it"
+    """Register a task under a name; registering the name again replaces it
+
+    Args:
+        name: Its name in the registry
+        make: Makes the five values of `SyntheticData`; arguments after the first five are options
+        scoring: How predictions are judged; None takes what suits the targets, `scoring_for`
+        outside: `x -> (b, d_y)` bool: which targets lie beyond the training range
+        baselines: `SyntheticData -> {rule: metric on the test set}`; None takes `training.baselines`
+        test_kind: `(**options) -> str`: what reports call the test set
+        settings: Training settings in place of every model's defaults in `run_main`, e.g. `num_steps`
+        truth: `x -> y`: the right answers for any x, for figures that go beyond the data sets
+
+    Returns:
+        The registered task
+    """
     if not isinstance(name, str) or not name: raise ValueError(f"name: expected a non-empty string, got {name!r}")
     if not callable(make): raise ValueError(f"make: expected a function, got {make!r}")
     _tasks[name] = Task(name, make, scoring, outside, baselines, test_kind, settings or {}, truth)
@@ -96,11 +158,22 @@ def register_task(
 def get_task(
     name:str   # As registered
 ) -> Task:     # Its entry
-    "Look a task up; raises `ValueError` that lists the known ones"
+    """Look a task up; raises `ValueError` that lists the known ones
+
+    Args:
+        name: As registered
+
+    Returns:
+        Its entry
+    """
     return _tasks[check_known('task', name, _tasks)]
 
 def task_names() -> list[str]:   # As for `create_synthetic_data`
-    "Names of all registered tasks"
+    """Names of all registered tasks
+
+    Returns:
+        As for `create_synthetic_data`
+    """
     return list(_tasks)
 
 # %% ../nbs/00_data.ipynb #d5a2a675
@@ -112,7 +185,17 @@ def uniform(
     limit:float,        # Values lie in [−limit, limit)
     g:torch.Generator   # Source of randomness
 ) -> Tensor:            # `(n, d)`, float32
-    "Numbers drawn evenly from [−limit, limit)"
+    """Numbers drawn evenly from [−limit, limit)
+
+    Args:
+        n: Number of rows
+        d: Number of columns
+        limit: Values lie in [−limit, limit)
+        g: Source of randomness
+
+    Returns:
+        `(n, d)`, float32
+    """
     return (torch.rand(n, d, generator=g, dtype=torch.float32)*2 - 1)*limit
 
 def elementwise_data(
@@ -124,7 +207,20 @@ def elementwise_data(
     device,           # Where the tensors end up
     seed:int=0        # Of all three splits
 ) -> SyntheticData:   # Float32 datasets; x is `(n, 2*vec_size)`, y is `(n, vec_size)`
-    "Splits for a task that combines two vectors number by number"
+    """Splits for a task that combines two vectors number by number
+
+    Args:
+        op: `(v1, v2) -> y`, each `(n, vec_size)`
+        size_train: Rows to train on
+        size_val: Rows to validate on
+        size_test: Rows to test on, from the wider range
+        vec_size: Numbers in each operand
+        device: Where the tensors end up
+        seed: Of all three splits
+
+    Returns:
+        Float32 datasets; x is `(n, 2*vec_size)`, y is `(n, vec_size)`
+    """
     def split(name, n, limit):
         x = uniform(n, 2*vec_size, limit, generator(seed, name))
         return TensorDataset(x.to(device), op(*x.chunk(2, dim=-1)).to(device))
@@ -135,7 +231,14 @@ def elementwise_data(
 def outside_range(
     x:Tensor   # Two operands side by side, `(b, 2*vec_size)`
 ) -> Tensor:   # `(b, vec_size)`, bool
-    "Which pairs of operands leave the training range"
+    """Which pairs of operands leave the training range
+
+    Args:
+        x: Two operands side by side, `(b, 2*vec_size)`
+
+    Returns:
+        `(b, vec_size)`, bool
+    """
     v1,v2 = x.chunk(2, dim=-1)
     return (v1.abs() > ID_LIMIT)|(v2.abs() > ID_LIMIT)
 
@@ -143,7 +246,15 @@ def register_elementwise(
     name:str,     # Its name in the registry
     op:Callable   # `(v1, v2) -> y`, number by number
 ) -> Task:        # The registered task
-    "Register a task that combines two vectors number by number"
+    """Register a task that combines two vectors number by number
+
+    Args:
+        name: Its name in the registry
+        op: `(v1, v2) -> y`, number by number
+
+    Returns:
+        The registered task
+    """
     def truth(x): return op(*x.chunk(2, dim=-1))
     return register_task(name, partial(elementwise_data, op), outside=outside_range, truth=truth)
 
@@ -152,7 +263,12 @@ register_elementwise('multiply', torch.mul);
 
 # %% ../nbs/00_data.ipynb #5d1da4d7
 class DictDataset(TensorDataset):
-    "Rows whose x is a dict of tensors"
+    """Rows whose x is a dict of tensors
+
+    Args:
+        x: Name -> tensor of `n` rows
+        y: `(n, d_y)`, or `(n,)` labels
+    """
     def __init__(self,
         x:dict,    # Name -> tensor of `n` rows
         y:Tensor   # `(n, d_y)`, or `(n,)` labels
@@ -163,7 +279,14 @@ class DictDataset(TensorDataset):
 def inputs_and_targets(
     ds:TensorDataset   # `(x, y)`, or `(x1, x2, ..., y)`, or a `DictDataset`
 ) -> tuple:            # x, a tensor, a tuple or a dict of tensors; and y
-    "The inputs of a data set, and its targets"
+    """The inputs of a data set, and its targets
+
+    Args:
+        ds: `(x, y)`, or `(x1, x2, ..., y)`, or a `DictDataset`
+
+    Returns:
+        x, a tensor, a tuple or a dict of tensors; and y
+    """
     *x,y = ds.tensors
     if isinstance(ds, DictDataset): return dict(zip(ds.names, x)),y
     return (x[0] if len(x) == 1 else tuple(x)),y
@@ -195,7 +318,17 @@ def check_dataset(
     input_dim:int|None=None, # Expected width of x, where x is one tensor; None expects none in particular
     output_dim:int|None=None # Expected width of y, or number of classes for labels; None as above
 ) -> TensorDataset:          # `ds`, with labels as int64
-    "Check one data set against the dimensions it should have; raises `ValueError`"
+    """Check one data set against the dimensions it should have; raises `ValueError`
+
+    Args:
+        name: Which data set, for the message
+        ds: A `TensorDataset` of `(x, y)`, or of several inputs and y
+        input_dim: Expected width of x, where x is one tensor; None expects none in particular
+        output_dim: Expected width of y, or number of classes for labels; None as above
+
+    Returns:
+        `ds`, with labels as int64
+    """
     def expect(ok, what, got):
         if not ok: raise ValueError(f"{name}: expected {what}, got {got}")
     expect(isinstance(ds, TensorDataset) and len(ds.tensors) > 1, "a TensorDataset of (x, y)", repr(ds))
@@ -213,7 +346,15 @@ def with_tensors(
     ds:TensorDataset,   # Any data set
     tensors:list        # As many as it has
 ) -> TensorDataset:     # Of the same kind
-    "The same data set with other tensors"
+    """The same data set with other tensors
+
+    Args:
+        ds: Any data set
+        tensors: As many as it has
+
+    Returns:
+        Of the same kind
+    """
     if not isinstance(ds, DictDataset): return TensorDataset(*tensors)
     return DictDataset(dict(zip(ds.names, tensors)), tensors[-1])
 
@@ -231,7 +372,16 @@ def check_data(
     name:str='data',     # For messages
     sizes:tuple|None=None# Expected rows of each split; None expects none in particular
 ) -> SyntheticData:      # The same, each set checked
-    "Check three splits and their widths; raises `ValueError` where they do not agree"
+    """Check three splits and their widths; raises `ValueError` where they do not agree
+
+    Args:
+        made: What a task made, or data of your own
+        name: For messages
+        sizes: Expected rows of each split; None expects none in particular
+
+    Returns:
+        The same, each set checked
+    """
     if not isinstance(made, tuple) or len(made) != 5:
         got = f"{type(made).__name__} of {len(made) if hasattr(made, '__len__') else 1}"
         raise ValueError(f"{name}: expected (train, val, test, input_dim, output_dim), got {got}")
@@ -253,7 +403,21 @@ def create_synthetic_data(
     seed:int=0,             # Same seed, same data
     **options               # Passed to the task, e.g. `ood='length'` or `max_depth` for 'listops'
 ) -> SyntheticData:         # `train_dataset, val_dataset, test_dataset, input_dim, output_dim`
-    "Training, validation and test sets for a task; raises `ValueError` on bad input"
+    """Training, validation and test sets for a task; raises `ValueError` on bad input
+
+    Args:
+        task: A registered task: 'add', 'multiply', 'listops' or one of your own
+        size_train: Training samples
+        size_val: Validation samples, in distribution
+        size_test: Test samples, out of distribution
+        vec_size: Size of the problem: numbers in each operand; for 'listops', tokens/50
+        device: Where the tensors live; None takes CUDA when there is one
+        seed: Same seed, same data
+        **options: Passed to the task, e.g. `ood='length'` or `max_depth` for 'listops'
+
+    Returns:
+        `train_dataset, val_dataset, test_dataset, input_dim, output_dim`
+    """
     entry = get_task(task)
     sizes = [check_count(n, v) for n,v in dict(size_train=size_train, size_val=size_val, size_test=size_test).items()]
     made = _make(entry, sizes, check_count('vec_size', vec_size), get_device(device), seed, options)

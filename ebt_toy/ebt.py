@@ -30,7 +30,16 @@ def checked_energy(
     x:Tensor,          # `(b, d_x)`
     y:Tensor           # `(b, d_y)`
 ) -> Tensor:           # `(b,)`
-    "The energy, refused with a `ValueError` unless it is one number per row"
+    """The energy, refused with a `ValueError` unless it is one number per row
+
+    Args:
+        energy: `(x, y) -> (b,)`
+        x: `(b, d_x)`
+        y: `(b, d_y)`
+
+    Returns:
+        `(b,)`
+    """
     e = energy(x, y)
     if isinstance(e, Tensor) and e.shape == y.shape[:1]: return e
     got = tuple(e.shape) if isinstance(e, Tensor) else type(e).__name__
@@ -40,7 +49,15 @@ def slope(
     f:Callable,    # `(b, d_y) -> ()`
     y:Tensor       # Where, `(b, d_y)`
 ) -> Tensor:       # `(b, d_y)`; differentiable in the weights wherever gradients are enabled
-    "The derivative of `f` at `y`: `torch.func.grad(f)(y)`, by `autograd.grad` where no function transform is at work"
+    """The derivative of `f` at `y`: `torch.func.grad(f)(y)`, by `autograd.grad` where no function transform is at work
+
+    Args:
+        f: `(b, d_y) -> ()`
+        y: Where, `(b, d_y)`
+
+    Returns:
+        `(b, d_y)`; differentiable in the weights wherever gradients are enabled
+    """
     if transformed() or torch.is_inference_mode_enabled() or y.is_inference(): return grad(f)(y)
     carry = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -55,12 +72,27 @@ def inner_step(
     y:Tensor,          # Current guess, `(b, d_y)`
     step_size:float    # α, in units of y² per unit of energy
 ) -> Tensor:           # Next guess, `(b, d_y)`; differentiable in the weights wherever gradients are enabled
-    "One gradient-descent step on the energy with respect to `y`"
+    """One gradient-descent step on the energy with respect to `y`
+
+    Args:
+        energy: `(x, y) -> (b,)`; lower means a better fit
+        x: Input, `(b, d_x)`
+        y: Current guess, `(b, d_y)`
+        step_size: α, in units of y² per unit of energy
+
+    Returns:
+        Next guess, `(b, d_y)`; differentiable in the weights wherever gradients are enabled
+    """
     return y - step_size*slope(lambda y: checked_energy(energy, x, y).sum(), y)
 
 # %% ../nbs/03_ebt.ipynb #3810a002
 class Trajectory(NamedTuple):
-    "The path of a descent: each tensor has one entry more than there were steps, and the first guess is entry 0"
+    """The path of a descent: each tensor has one entry more than there were steps, and the first guess is entry 0
+
+    Attributes:
+        guesses: `(steps + 1, b, d_y)`
+        energies: `(steps + 1, b)`
+    """
     guesses: Tensor    # `(steps + 1, b, d_y)`
     energies: Tensor   # `(steps + 1, b)`
 
@@ -70,7 +102,12 @@ def register_rule(
     name:str,       # How users ask for it
     rule:Callable   # `(f, y0, step_size)` -> generator of guesses; `f(y) -> (b,)` is the energy
 ):
-    "Make a step rule known by its name"
+    """Make a step rule known by its name
+
+    Args:
+        name: How users ask for it
+        rule: `(f, y0, step_size)` -> generator of guesses; `f(y) -> (b,)` is the energy
+    """
     _rules[name] = rule
 
 def _walk(name, f, y0, step_size):
@@ -81,7 +118,15 @@ def read_once(
     energy:Callable,   # May have `given(x)`, what it needs of x, and `of(given, y)`, the energy from that
     x                  # Input
 ) -> tuple:            # What the descent passes on for x, and the energy as a function of it and y
-    "Work on x that need not be repeated at each step"
+    """Work on x that need not be repeated at each step
+
+    Args:
+        energy: May have `given(x)`, what it needs of x, and `of(given, y)`, the energy from that
+        x: Input
+
+    Returns:
+        What the descent passes on for x, and the energy as a function of it and y
+    """
     return (energy.given(x),energy.of) if hasattr(energy, 'given') else (x,energy)
 
 # %% ../nbs/03_ebt.ipynb #c2174bdf
@@ -96,7 +141,22 @@ def walk_down(
     rule:str='fixed',       # Name of a registered step rule; all but 'fixed' carry no gradients to the weights
     wait:Tensor|None=None   # `(b,)`: how many steps a row lets pass before its first one
 ):                          # Yields the guesses after each step
-    "The inner loop, step by step"
+    """The inner loop, step by step
+
+    Args:
+        energy: `(x, y) -> (b,)`; lower means a better fit
+        x: Input, `(b, d_x)`
+        y: First guesses, `(b, d_y)`
+        n_steps: Inner steps
+        step_size: α: a number, or `(b, 1)`, one for each row
+        grad_steps: Last steps that carry gradients to the weights; 'each' one, from a guess held fixed
+        noise: `k` -> what is added after step k, from 0
+        rule: Name of a registered step rule; all but 'fixed' carry no gradients to the weights
+        wait: `(b,)`: how many steps a row lets pass before its first one
+
+    Returns:
+        Yields the guesses after each step
+    """
     walk = None if rule == 'fixed' else _walk(rule, lambda y: checked_energy(energy, x, y), y, step_size)
     if walk and noise: raise ValueError(f"noise: expected rule='fixed', as other rules would not see it, got {rule!r}")
     for k in range(n_steps):
@@ -122,7 +182,24 @@ def descend(
     record:bool=True,       # Keep the whole path; False keeps the last guess alone, and no energies
     rule:str='fixed'        # Name of a registered step rule; all but 'fixed' carry no gradients to the weights
 ) -> Trajectory:            # Its last guess is the answer
-    "Gradient descent on the energy with respect to y, at fixed weights, from the first guess to the answer"
+    """Gradient descent on the energy with respect to y, at fixed weights, from the first guess to the answer
+
+    Args:
+        energy: `(x, y) -> (b,)`; lower means a better fit
+        x: Input, `(b, d_x)`
+        y0: First guesses, `(b, d_y)`
+        n_steps: Inner steps
+        step_size: α, in units of y² per unit of energy
+        grad_steps: Last steps that carry gradients to the weights: 1 is first-order, `n_steps` the
+            unroll
+        noise: Standard deviation of the noise added after each step, in units of y; 0 adds none
+        g: Source of that noise
+        record: Keep the whole path; False keeps the last guess alone, and no energies
+        rule: Name of a registered step rule; all but 'fixed' carry no gradients to the weights
+
+    Returns:
+        Its last guess is the answer
+    """
     x,energy = read_once(energy, x)
     def shake(k): return noise*torch.randn(y0.shape, generator=g, device=y0.device, dtype=y0.dtype)
     path = [y0]
@@ -133,7 +210,14 @@ def descend(
 
 # %% ../nbs/03_ebt.ipynb #6d725cf6
 class EnergyFunction(nn.Module):
-    "A learned energy: three hidden layers of SiLU over x and y side by side, one number per row"
+    """A learned energy: three hidden layers of SiLU over x and y side by side, one number per row
+
+    Args:
+        input_dim: Numbers in x
+        output_dim: Numbers in y
+        latent_dim: Width of the hidden layers
+        seed: Of the initial weights
+    """
     def __init__(self,
         input_dim:int,        # Numbers in x
         output_dim:int,       # Numbers in y
@@ -153,17 +237,38 @@ def register_energy(
     name:str,      # How users ask for it
     make:Callable  # `(input_dim, output_dim, latent_dim, seed)` -> energy
 ):
-    "Make an energy known by its name, as in `train_energy_model(energy='bowl')`"
+    """Make an energy known by its name, as in `train_energy_model(energy='bowl')`
+
+    Args:
+        name: How users ask for it
+        make: `(input_dim, output_dim, latent_dim, seed)` -> energy
+    """
     if not callable(make): raise ValueError(f"make: expected a function, got {make!r}")
     _energies[name] = make
 
 def energy_names() -> list[str]:   # As for `train_energy_model(energy=...)`
-    "Names of all registered energies"
+    """Names of all registered energies
+
+    Returns:
+        As for `train_energy_model(energy=...)`
+    """
     return list(_energies)
 
 # %% ../nbs/03_ebt.ipynb #a9740503
 class EBT(Descending):
-    "Predicts by descending an energy; one `forward` is the whole inner loop"
+    """Predicts by descending an energy; one `forward` is the whole inner loop
+
+    Args:
+        energy: `(x, y) -> (b,)`: an `nn.Module` or any differentiable function
+        output_dim: Numbers in y; for classes, their number: y is then their logits
+        n_optimization_steps: Inner steps of a prediction
+        step_size: α of the inner loop
+        grad_steps: Last steps that carry gradients to the weights, or 'all', or 'implicit'
+        encoder: Reads x once per prediction; the energy then gets its output in place of x
+        start: First guesses: 'normal' (random), 'zeros', or a network of x that proposes them
+        learn_step: Whether α is learned, from `step_size` on
+        **practice: How training differs, as in `ebt_toy.practice.Practice`
+    """
     def __init__(self,
         energy:Callable,              # `(x, y) -> (b,)`: an `nn.Module` or any differentiable function
         output_dim:int,               # Numbers in y; for classes, their number: y is then their logits
@@ -194,7 +299,15 @@ def hessian(
     f:Callable,    # `(b, d_y) -> (b,)`
     y:Tensor       # Where, `(b, d_y)`
 ) -> Tensor:       # `(b, d_y, d_y)`
-    "Second derivatives of `f` in y, for each row by itself"
+    """Second derivatives of `f` in y, for each row by itself
+
+    Args:
+        f: `(b, d_y) -> (b,)`
+        y: Where, `(b, d_y)`
+
+    Returns:
+        `(b, d_y, d_y)`
+    """
     def row(i): return slope(lambda y: slope(lambda y: f(y).sum(), y)[:, i].sum(), y)
     return torch.stack([row(i) for i in range(y.shape[1])], dim=1)
 
@@ -203,7 +316,16 @@ def implicit_step(
     x,                 # Input
     y:Tensor           # Where a descent has come to rest, `(b, d_y)`
 ) -> Tensor:           # The same, with gradients to the weights
-    "How a lowest point moves with the weights: −H⁻¹ ∂²E/∂y∂θ, by the implicit function theorem"
+    """How a lowest point moves with the weights: −H⁻¹ ∂²E/∂y∂θ, by the implicit function theorem
+
+    Args:
+        energy: `(x, y) -> (b,)`
+        x: Input
+        y: Where a descent has come to rest, `(b, d_y)`
+
+    Returns:
+        The same, with gradients to the weights
+    """
     def f(y): return checked_energy(energy, x, y)
     with torch.no_grad(): A = inverses(hessian(f, y.detach()))
     g = slope(lambda y: f(y).sum(), y.detach())
@@ -235,7 +357,21 @@ def trace(
     noise:float=0.,            # Standard deviation of the noise added after each step, in units of y; 0 adds none
     rule:str='fixed'           # Name of a registered step rule
 ) -> Trajectory:               # Guesses and energies along the way
-    "The whole path of the inner loop"
+    """The whole path of the inner loop
+
+    Args:
+        model: Its energy is descended
+        x: `(b, d_x)`
+        n_steps: Inner steps; None takes the model's own number
+        y0: First guesses, `(b, d_y)`; None draws them
+        step_size: α; None takes the model's own
+        seed: Of drawn guesses and of noise
+        noise: Standard deviation of the noise added after each step, in units of y; 0 adds none
+        rule: Name of a registered step rule
+
+    Returns:
+        Guesses and energies along the way
+    """
     n_steps = model.n_optimization_steps if n_steps is None else check_count('n_steps', n_steps)
     step_size = model.step_size if step_size is None else check_positive('step_size', step_size)
     drawn = guesses_for(model, n_rows(x), seed, device_of(x))[0] if y0 is None else None
@@ -293,7 +429,48 @@ def train_energy_model(
     callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; if one returns False, the run ends
     progress:bool=True            # Show a progress bar where someone can watch it
 ) -> EBT|list:                    # Trained, with `history` and `test_dataset`; a list for several seeds
-    "Train an energy-based model; raises `ValueError` on bad input"
+    """Train an energy-based model; raises `ValueError` on bad input
+
+    Args:
+        train_dataset: `(x, y)`, on the device to train on
+        val_dataset: In distribution, for watching
+        test_dataset: Out of distribution, for watching
+        input_dim: Numbers in x
+        output_dim: Numbers in y, or classes
+        n_optimization_steps: Inner steps
+        step_size: α of the inner loop
+        latent_dim: Width of the energy's hidden layers
+        batch_size: Samples per update
+        num_epochs: Another name for `num_steps`
+        lr: Adam's learning rate
+        num_steps: Optimizer updates; None is 10,000
+        seed: Of weights, batch order and first guesses
+        seeds: Several of them, or how many: trains as many models side by side
+        energy: `(x, y) -> (b,)` (copied), `seed -> energy`, or a registered name; None is 'mlp'
+        encoder: A module that reads x, or `seed -> module`; None: `TokenEncoder` for token ids
+        grad_steps: Last inner steps that carry gradients to the weights; or 'all', or 'implicit'
+        loss_at: Guesses that the loss judges: the 'last' one, or that after 'every' step
+        min_steps: In training a sample takes this many inner steps, or more, at random
+        step_spread: s: in training α is drawn from [α/s, αs], for each sample
+        learn_step: Learn α, from `step_size` on
+        noise: In training added to guesses between steps: its standard deviation
+        start: First guesses: 'normal' (random), 'zeros', or by a 'proposal' network of x
+        report: Receives each line of the report; None is quiet
+        schedule: Learning rate over the run: 'constant', or 'cosine' down to 0
+        warmup: Updates over which it rises first
+        clip: Largest norm of the gradient of a model; None clips nothing
+        weight_decay: Of AdamW, decoupled; 0 is plain Adam
+        scoring: Loss and metric; None takes what suits the targets
+        eval_every: Updates between evaluations; None evaluates ten times
+        compile: Compile the updates: True, False, or 'auto' for where it pays
+        patience: End after so many evaluations without a new minimum of the validation loss
+        keep_best: At the end, put the weights of its best validation loss into each model
+        callback: `(model, history)`, after each evaluation; if one returns False, the run ends
+        progress: Show a progress bar where someone can watch it
+
+    Returns:
+        Trained, with `history` and `test_dataset`; a list for several seeds
+    """
     options = fit_options(locals()) | dict(num_steps=count_updates(num_steps, num_epochs, 10_000))
     practice = dict(grad_steps=grad_steps, loss_at=loss_at, min_steps=min_steps, step_spread=step_spread, noise=noise)
     datasets,several = (train_dataset, val_dataset, test_dataset),seeds is not None and len(seed_list(seeds)) > 1
@@ -328,7 +505,15 @@ def contexts(
     model:EBT,   # May have an encoder
     x            # Questions
 ):               # What its energy gets for x, without gradients
-    "Questions as an energy reads them"
+    """Questions as an energy reads them
+
+    Args:
+        model: May have an encoder
+        x: Questions
+
+    Returns:
+        What its energy gets for x, without gradients
+    """
     return x if model.encoder is None else predict(model.encoder, x)
 
 # %% ../nbs/03_ebt.ipynb #f2c9b781
@@ -339,7 +524,18 @@ def test_energy_model(
     test_dataset:TensorDataset|None=None,# `(x, y)`; None takes the one attached to the model
     seed:int=0                           # Of the first guesses
 ) -> float:                              # The metric of its training; for other energies MSE, or accuracy for labels
-    "How well descending an energy predicts a test set; raises `ValueError` when there is no test set"
+    """How well descending an energy predicts a test set; raises `ValueError` when there is no test set
+
+    Args:
+        energy_fn: A trained `EBT`, or any energy `(x, y) -> (b,)`
+        n_optimization_steps: Inner steps; None takes the model's own, or 10
+        step_size: α; None takes the model's own, or 1
+        test_dataset: `(x, y)`; None takes the one attached to the model
+        seed: Of the first guesses
+
+    Returns:
+        The metric of its training; for other energies MSE, or accuracy for labels
+    """
     if test_dataset is None: test_dataset = getattr(energy_fn, 'test_dataset', None)
     if test_dataset is None:
         raise ValueError("test_dataset: expected a TensorDataset of (x, y), since this energy was not trained "

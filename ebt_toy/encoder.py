@@ -37,7 +37,15 @@ def without(
     x:Tensor,      # Rows of token ids, `(n, width)`, of any whole type
     silent:tuple   # Ids to leave out
 ) -> Tensor:       # `(n, width of the longest row that remains)`
-    "Rows without some of their tokens, closed up and padded at the end, in little more memory than the result fills"
+    """Rows without some of their tokens, closed up and padded at the end, in little more memory than the result fills
+
+    Args:
+        x: Rows of token ids, `(n, width)`, of any whole type
+        silent: Ids to leave out
+
+    Returns:
+        `(n, width of the longest row that remains)`
+    """
     x,size = _signed(x),max(1, AT_ONCE//max(1, x.shape[1]))
     lengths = torch.zeros(len(x) + 1, 1, dtype=torch.long, device=x.device)    # one tensor: many fragment memory
     parts = list(zip(x.split(size), lengths[:len(x)].split(size)))
@@ -54,7 +62,16 @@ def nesting(
     opening:tuple=OPENING,        # Ids that open a level
     closing:tuple=CLOSING         # Ids that close one
 ) -> Tensor:                      # `(n, width)`, from 0
-    "How many levels are open around each token"
+    """How many levels are open around each token
+
+    Args:
+        x: Rows of token ids, `(n, width)`
+        opening: Ids that open a level
+        closing: Ids that close one
+
+    Returns:
+        `(n, width)`, from 0
+    """
     opens,closes = (sum((x == i).long() for i in ids) for ids in (opening, closing))
     return (opens - closes).cumsum(1) - opens
 
@@ -63,7 +80,15 @@ def rotate(
     q:Tensor,            # `(..., width, d)`, d even
     base:float=1000.     # The slowest pair turns by about 1/base of a radian per place
 ) -> Tensor:             # As `q`
-    "Queries or keys rotated according to their place in the row"
+    """Queries or keys rotated according to their place in the row
+
+    Args:
+        q: `(..., width, d)`, d even
+        base: The slowest pair turns by about 1/base of a radian per place
+
+    Returns:
+        As `q`
+    """
     u,v = q.chunk(2, dim=-1)
     speeds = base**(-torch.arange(u.shape[-1], dtype=q.dtype, device=q.device)/u.shape[-1])
     angles = torch.arange(q.shape[-2], dtype=q.dtype, device=q.device)[:, None]*speeds
@@ -76,7 +101,17 @@ def attend(
     v:Tensor,      # Values
     there:Tensor   # Which keys there are, `(..., 1, width)`, bool
 ) -> Tensor:       # `(..., width, d)`
-    "Attention: the fused form of PyTorch, or the formula within a transform"
+    """Attention: the fused form of PyTorch, or the formula within a transform
+
+    Args:
+        q: Queries, `(..., width, d)`
+        k: Keys
+        v: Values
+        there: Which keys there are, `(..., 1, width)`, bool
+
+    Returns:
+        `(..., width, d)`
+    """
     if not transformed(): return F.scaled_dot_product_attention(q, k, v, attn_mask=there)
     match = (q @ k.transpose(-1, -2)/q.shape[-1]**0.5).masked_fill(~there, float('-inf'))
     return match.softmax(-1) @ v
@@ -85,14 +120,27 @@ def look_up(
     table:nn.Embedding,  # Rows of numbers
     ids:Tensor           # Which of them, int64
 ) -> Tensor:             # `(*ids.shape, dim)`
-    "Rows of an embedding, with gradients that repeat also on a GPU"
+    """Rows of an embedding, with gradients that repeat also on a GPU
+
+    Args:
+        table: Rows of numbers
+        ids: Which of them, int64
+
+    Returns:
+        `(*ids.shape, dim)`
+    """
     if not ids.is_cuda: return table(ids)
     one_hot = ids[..., None] == torch.arange(table.num_embeddings, device=ids.device)
     return one_hot.to(table.weight.dtype) @ table.weight
 
 # %% ../nbs/listops/04_encoder.ipynb #6a057d15
 class Block(nn.Module):
-    "Attention among the tokens of a row, then a small network for each token"
+    """Attention among the tokens of a row, then a small network for each token
+
+    Args:
+        dim: Numbers per token
+        n_heads: Parts that attend separately; `dim` is an even multiple
+    """
     def __init__(self,
         dim:int,      # Numbers per token
         n_heads:int   # Parts that attend separately; `dim` is an even multiple
@@ -110,7 +158,19 @@ class Block(nn.Module):
 
 # %% ../nbs/listops/04_encoder.ipynb #df7183d7
 class TokenEncoder(nn.Module):
-    "A small Transformer that reads rows of token ids; its defaults are for ListOps"
+    """A small Transformer that reads rows of token ids; its defaults are for ListOps
+
+    Args:
+        dim: Numbers per token, and in the context
+        n_layers: Blocks
+        n_heads: Heads of attention in each
+        seed: Of the initial weights
+        n_tokens: Number of token ids, including that of padding
+        levels: Levels of nesting that are told apart; deeper ones count as the deepest
+        opening: Ids that open a level
+        closing: Ids that close one
+        silent: Ids that need not be read
+    """
     def __init__(self,
         dim:int=64,              # Numbers per token, and in the context
         n_layers:int=3,          # Blocks
@@ -153,7 +213,11 @@ def prepare(self:TokenEncoder, x):
 
 @patch
 def forward(self:TokenEncoder, x):   # (b, width) -> (b, dim)
-    "Contexts; within a transform the rows must have been prepared"
+    """Contexts; within a transform the rows must have been prepared
+
+    Args:
+        x: (b, width) -> (b, dim)
+    """
     if not transformed(): x = self.prepare(x)
     depth = nesting(x, self.opening, self.closing).clamp(0, self.level.num_embeddings - 1)
     h = look_up(self.token, x.long()) + look_up(self.level, depth)

@@ -18,11 +18,26 @@ from .update import mlp
 def half_square(
     r:Tensor    # Residuals, `(b, rows)`
 ) -> Tensor:    # `(b,)`
-    "½‖r‖², one number per row"
+    """½‖r‖², one number per row
+
+    Args:
+        r: Residuals, `(b, rows)`
+
+    Returns:
+        `(b,)`
+    """
     return 0.5*r.pow(2).sum(-1)
 
 class Bowl(nn.Module):
-    "½‖M(x)y + c(x)‖²: one lowest point for each x; the network of x runs once per prediction"
+    """½‖M(x)y + c(x)‖²: one lowest point for each x; the network of x runs once per prediction
+
+    Args:
+        input_dim: Numbers in x
+        output_dim: Numbers in y
+        latent_dim: Width of the hidden layers
+        seed: Of the initial weights
+        rows: Rows of the residual per number in y
+    """
     def __init__(self,
         input_dim:int,        # Numbers in x
         output_dim:int,       # Numbers in y
@@ -46,7 +61,15 @@ class Bowl(nn.Module):
 
 # %% ../nbs/methods/03_energies.ipynb #3bdedb95
 class Bilinear(nn.Module):
-    "½‖C[(Ax + a)⊙(B[x;y] + b)] + D[x;y]‖²: a check that multiplies; linear in y, so one lowest point for each x"
+    """½‖C[(Ax + a)⊙(B[x;y] + b)] + D[x;y]‖²: a check that multiplies; linear in y, so one lowest point for each x
+
+    Args:
+        input_dim: Numbers in x
+        output_dim: Numbers in y
+        latent_dim: Products
+        seed: Of the initial weights
+        rows: Rows of the residual per number in y
+    """
     squares = False     # Whether y is in both factors
     def __init__(self,
         input_dim:int,        # Numbers in x

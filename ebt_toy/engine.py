@@ -46,7 +46,14 @@ def _as_view(params, row):
 def stacked(
     models:list   # Modules of one architecture
 ):                # A context with θ, `(len(models), count_params(model))`
-    "Keep the trainable weights of all models as rows of one matrix within the block"
+    """Keep the trainable weights of all models as rows of one matrix within the block
+
+    Args:
+        models: Modules of one architecture
+
+    Returns:
+        A context with θ, `(len(models), count_params(model))`
+    """
     params = [list(_trainable(m).values()) for m in models]
     theta = torch.stack([torch.cat([p.detach().flatten() for p in ps]) for ps in params])
     for ps,row in zip(params, theta): _as_view(ps, row)
@@ -64,7 +71,17 @@ def adam_scales(
     like:Tensor,    # Has the precision and the device of the result
     n:int=BLOCK     # Updates in the block
 ) -> Tensor:        # `(n, 2)`: lr/(1 − β₁ᵗ) and 1/√(1 − β₂ᵗ); with weight decay a third column, lr·decay
-    "Adam's step sizes, bias corrections included, for a block of updates"
+    """Adam's step sizes, bias corrections included, for a block of updates
+
+    Args:
+        lr: Learning rate, or `Adam`
+        first: Number of the first update of the block, from 1
+        like: Has the precision and the device of the result
+        n: Updates in the block
+
+    Returns:
+        `(n, 2)`: lr/(1 − β₁ᵗ) and 1/√(1 − β₂ᵗ); with weight decay a third column, lr·decay
+    """
     t = torch.arange(first, first + n, dtype=torch.float64)
     adam = as_adam(lr)
     rates = adam.rates(t)
@@ -78,7 +95,18 @@ def adam_(
     grad:Tensor,    # Gradient of the weights
     scales:Tensor   # The update's row of `adam_scales`
 ):                  # Nothing; the state is updated
-    "One Adam update, elementwise, on tensors of any shape and memory layout"
+    """One Adam update, elementwise, on tensors of any shape and memory layout
+
+    Args:
+        theta: Weights; changed in place, like the next two
+        m: Running mean of gradients
+        v: Running mean of squared gradients
+        grad: Gradient of the weights
+        scales: The update's row of `adam_scales`
+
+    Returns:
+        Nothing; the state is updated
+    """
     m.lerp_(grad, 1 - BETAS[0])
     v.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
     if len(scales) > 2: theta.mul_(1 - scales[2])
@@ -131,7 +159,15 @@ def compile_update(
     update:Callable,  # Of tensors only; may change them in place
     args:list         # Example arguments; not changed
 ) -> Callable:        # Takes the same arguments
-    "Compile an update for arguments of exactly these shapes, on their device"
+    """Compile an update for arguments of exactly these shapes, on their device
+
+    Args:
+        update: Of tensors only; may change them in place
+        args: Example arguments; not changed
+
+    Returns:
+        Takes the same arguments
+    """
     from torch._inductor import config, standalone_compile   # here, because importing the compiler takes a second
     with torch.no_grad(): graph = make_fx(update)(*(a.clone() for a in args))
     with config.patch(cpp_wrapper=args[0].device.type == 'cpu'), _quoted_flags():
@@ -166,7 +202,17 @@ def choose_compile(
     num_steps:int,     # Updates
     shapes:int=1       # Different shapes of x; each is compiled separately
 ) -> tuple[bool,str]:  # Whether to compile, and why
-    "Decide whether to compile; raises `ValueError` on another value"
+    """Decide whether to compile; raises `ValueError` on another value
+
+    Args:
+        compile: True, False or 'auto'
+        calls: Calls per update
+        num_steps: Updates
+        shapes: Different shapes of x; each is compiled separately
+
+    Returns:
+        Whether to compile, and why
+    """
     if compile not in (True, False, 'auto'):
         raise ValueError(f"compile: expected True, False or 'auto', got {compile!r}")
     seconds = calls*num_steps*CALL_SECONDS
@@ -300,7 +346,15 @@ def _side_effect(models, make, loss, device):
 
 # %% ../nbs/engine/03_engine.ipynb #cea63f0a
 class Way(NamedTuple):
-    "How to make the updates of a run"
+    """How to make the updates of a run
+
+    Attributes:
+        groups: `(x, y)` of each group of rows
+        runs: For each group the update, as a function of tensors only; None is the plain way
+        compiled: Whether they are compiled
+        why: What prevented a faster way; None if nothing did
+        facts: The state of each model at the time of the choice
+    """
     groups: list         # `(x, y)` of each group of rows
     runs: list|None      # For each group the update, as a function of tensors only; None is the plain way
     compiled: bool       # Whether they are compiled
@@ -332,7 +386,21 @@ def choose_way(
     lr=1e-3                  # Learning rate, or `Adam`
 ) -> Way:                    # How to train them
     """The fastest way that gives the results of the plain one. Raises `ValueError` where `compile=True` would not,
-    and for models that cannot train side by side"""
+    and for models that cannot train side by side
+
+    Args:
+        models: Modules of one architecture, one per seed; not changed
+        x: `(n, d_x)`: vectors, or rows of token ids padded with zeros; or a structure of tensors
+        y: `(n, d_y)`, or `(n,)` labels
+        batch_size: Samples per update
+        loss: `(prediction, target) -> scalar`
+        seeds: Of batch order and initial guesses, one per model
+        compile: Compile the updates: True, False, or 'auto' if that changes nothing
+        lr: Learning rate, or `Adam`
+
+    Returns:
+        How to train them
+    """
     _check_group(models)
     groups = length_groups(x, y, batch_size)
     if len(models) == 1 and not compile: return Way(groups, None, False, None, [])
@@ -427,7 +495,23 @@ def updates(
     way:Way|None=None,  # From `choose_way`; None chooses
     state:list|None=None     # Per model an `AdamState`: goes on from there, and is up to date once the stream is closed
 ):                      # Yields after each update of all models, without end; close it when done
-    "Adam updates, one at a time; raises `ValueError` as `choose_way` does"
+    """Adam updates, one at a time; raises `ValueError` as `choose_way` does
+
+    Args:
+        models: Modules of one architecture, trained in place
+        x: `(n, d_x)`: vectors, or rows of token ids padded with zeros; or a structure of tensors
+        y: `(n, d_y)`, or `(n,)` labels
+        batch_size: Samples per update
+        lr: Learning rate, or `Adam`
+        loss: `(prediction, target) -> scalar`
+        seeds: Of batch order and initial guesses, one per model
+        compile: Compile the update: True, False, or 'auto' if that changes nothing
+        way: From `choose_way`; None chooses
+        state: Per model an `AdamState`: goes on from there, and is up to date once the stream is closed
+
+    Returns:
+        Yields after each update of all models, without end; close it when done
+    """
     way = choose_way(models, x, y, batch_size, loss, seeds, compile, lr) if way is None else way
     inputs,turn = input_streams(models, way.groups, batch_size, seeds),iter(group_order(len(way.groups)))
     state = [AdamState() for _ in models] if state is None else state
@@ -443,7 +527,18 @@ def update_work(
     batch_size:int,     # Samples per update
     loss:Callable       # `(prediction, target) -> scalar`
 ) -> Work:              # Its cost; for texts the mean over the groups, and the memory of the longest
-    "What one update of a model costs; raises `ValueError` for a model that cannot learn"
+    """What one update of a model costs; raises `ValueError` for a model that cannot learn
+
+    Args:
+        model: Not changed
+        x: `n` rows
+        y: `(n, d_y)`, or `(n,)` labels
+        batch_size: Samples per update
+        loss: `(prediction, target) -> scalar`
+
+    Returns:
+        Its cost; for texts the mean over the groups, and the memory of the longest
+    """
     n = len(length_groups(x, y, batch_size))
     try: twin = copy.deepcopy(model)
     except Exception as e:

@@ -26,14 +26,31 @@ def shown_inputs(
     d_y:int,       # Numbers in y
     dims=(0, 1)    # Coordinates of y that are shown
 ) -> list:         # At most four places in x
-    "Inputs with a slider: the operands of the coordinates shown, or the first four"
+    """Inputs with a slider: the operands of the coordinates shown, or the first four
+
+    Args:
+        d_x: Numbers in x
+        d_y: Numbers in y
+        dims: Coordinates of y that are shown
+
+    Returns:
+        At most four places in x
+    """
     return [*dims, *(d_y + d for d in dims)] if d_x == 2*d_y else list(range(min(d_x, 4)))
 
 def seen(
     shown:ModelSet,    # The models
     i:int              # Place in x
 ) -> str:              # Shown when the mouse rests on its slider
-    "Which numbers training saw in a place of the question"
+    """Which numbers training saw in a place of the question
+
+    Args:
+        shown: The models
+        i: Place in x
+
+    Returns:
+        Shown when the mouse rests on its slider
+    """
     low,high = shown.limits[i]
     return f'Training saw {low:g} to {high:g} in size' if low else f'Training saw −{high:g} to {high:g}'
 
@@ -41,7 +58,15 @@ def input_sliders(
     shown:ModelSet,    # The models
     view:ViewOptions   # Initial values
 ) -> dict:             # 'x0' to 'x3' -> slider
-    "Sliders for the question, from −2 to 2"
+    """Sliders for the question, from −2 to 2
+
+    Args:
+        shown: The models
+        view: Initial values
+
+    Returns:
+        'x0' to 'x3' -> slider
+    """
     d_y = shown.models[view.updates].output_dim
     names,places = input_names(len(view.x), d_y),shown_inputs(len(view.x), d_y, view.dims)
     make = lambda i: slider(widgets.FloatSlider, names[i], view.x[i], -2., 2., 0.05, '.2f', seen(shown, i))
@@ -52,7 +77,15 @@ def descent_sliders(
     view:ViewOptions,    # Initial values
     most:int=MOST_STEPS  # Inner steps, at most
 ) -> dict:               # Name -> widget
-    "Sliders for the initial guesses and for the descent, and a menu of step rules"
+    """Sliders for the initial guesses and for the descent, and a menu of step rules
+
+    Args:
+        view: Initial values
+        most: Inner steps, at most
+
+    Returns:
+        Name -> widget
+    """
     F,I,Log = widgets.FloatSlider,widgets.IntSlider,widgets.FloatLogSlider
     start = lambda v,d: slider(F, 'start ' + numbered('y', d), v, -4., 4., 0.1, '.1f', 'Where the first path starts')
     return {f'start{k}': start(view.start[k], d) for k,d in enumerate(view.dims)} | dict(
@@ -69,7 +102,15 @@ def all_controls(
     sets:dict,         # Name -> `ModelSet`
     view:ViewOptions   # Initial values, for the first of them
 ) -> dict:             # Name -> widget
-    "Every control of the inference panel"
+    """Every control of the inference panel
+
+    Args:
+        sets: Name -> `ModelSet`
+        view: Initial values, for the first of them
+
+    Returns:
+        Name -> widget
+    """
     shown = next(iter(sets.values()))
     d_y,tips = shown.models[view.updates].output_dim,['The rule to learn']*len(sets)
     made = dict(
@@ -85,7 +126,11 @@ def _updates(shown): return [(f'{s:,}', s) for s in shown.models]
 
 # %% ../nbs/explorer/05_explorer.ipynb #dc1aee05
 class InferencePanel(widgets.VBox):
-    "Watch trained models answer: controls, picture and words"
+    """Watch trained models answer: controls, picture and words
+
+    Args:
+        sets: Name -> `ModelSet`; all with as many numbers in x and y
+    """
     def __init__(self,
         sets:dict   # Name -> `ModelSet`; all with as many numbers in x and y
     ):
@@ -191,7 +236,11 @@ def _try(self:InferencePanel, name):
 def show(self:InferencePanel,
     view:ViewOptions   # The new options
 ):
-    "Set every widget, and draw once"
+    """Set every widget, and draw once
+
+    Args:
+        view: The new options
+    """
     self.quiet,self.x = True,list(view.x)
     values = {n: getattr(view, n) for n in ('updates', 'starts', 'steps', 'rule', 'step_size', 'noise')}
     values |= {f'{n}{k}': v for n,vs in (('start', view.start), ('dim', view.dims)) for k,v in enumerate(vs)}
@@ -256,7 +305,12 @@ def add(self:InferencePanel,
     name:str,         # On its button
     shown:ModelSet    # With as many numbers in x and y as the others
 ):
-    "Add a set of models and show it"
+    """Add a set of models and show it
+
+    Args:
+        name: On its button
+        shown: With as many numbers in x and y as the others
+    """
     self.sets[name],self.quiet = shown,True
     self.controls['task'].options = list(self.sets)
     self.controls['task'].value = name
@@ -278,7 +332,14 @@ Training saw {saw}: drag one beyond, and see what becomes of the valley."""
     return widgets.HTML(f"<div style='line-height:1.4'>{text}</div>")
 
 class Explorer(widgets.VBox):
-    "See an energy-based model think; raises `ValueError` for a model that cannot be shown"
+    """See an energy-based model think; raises `ValueError` for a model that cannot be shown
+
+    Args:
+        model: An `EBT`, or `{updates: EBT}`; None shows the models that come with the package
+        task: The task it was trained on, so that the right answers are known
+        rival: A model to compare with, or `{updates: model}`
+        x: The first question, `(d_x,)`; None takes one from the model's test set
+    """
     inference = training = None       # the panels, from `__init__` to `close`
     def __init__(self,
         model=None,         # An `EBT`, or `{updates: EBT}`; None shows the models that come with the package

@@ -20,7 +20,17 @@ from .update import mlp
 
 # %% ../nbs/04_ffn.ipynb #7353c3ea
 class FeedForward(Encoded):
-    "A feedforward network: hidden layers of equal width, one pass from x to y"
+    """A feedforward network: hidden layers of equal width, one pass from x to y
+
+    Args:
+        input_dim: Numbers in x
+        output_dim: Numbers in y, or classes
+        latent_dim: Width of the hidden layers
+        activation: One of `ebt_toy.update.activations`
+        seed: Of the initial weights
+        encoder: Reads x; the network then gets its output in place of x
+        n_layers: Hidden layers
+    """
     def __init__(self,
         input_dim:int,        # Numbers in x
         output_dim:int,       # Numbers in y, or classes
@@ -68,7 +78,40 @@ def train_feedforward(
     callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; if one returns False, the run ends
     progress:bool=True            # Show a progress bar where someone can watch it
 ) -> FeedForward|list:            # Trained, with `history` and `test_dataset`; a list for several seeds
-    "Train a feedforward network; raises `ValueError` on bad input"
+    """Train a feedforward network; raises `ValueError` on bad input
+
+    Args:
+        train_dataset: `(x, y)`, on the device to train on
+        val_dataset: In distribution, for watching
+        test_dataset: Out of distribution, for watching
+        input_dim: Numbers in x
+        output_dim: Numbers in y, or classes
+        latent_dim: Width of the hidden layers
+        batch_size: Samples per update
+        num_epochs: Another name for `num_steps`
+        lr: Adam's learning rate
+        num_steps: Optimizer updates; None is 50,000
+        activation: One of `ebt_toy.update.activations`
+        seed: Of weights and batch order
+        seeds: Several of them, or how many: trains as many models side by side
+        encoder: A module that reads x, or `seed -> module`; None: `TokenEncoder` for token ids
+        n_layers: Hidden layers
+        report: Receives each line of the report; None is quiet
+        schedule: Learning rate over the run: 'constant', or 'cosine' down to 0
+        warmup: Updates over which it rises first
+        clip: Largest norm of the gradient of a model; None clips nothing
+        weight_decay: Of AdamW, decoupled; 0 is plain Adam
+        scoring: Loss and metric; None takes what suits the targets
+        eval_every: Updates between evaluations; None evaluates ten times
+        compile: Compile the updates: True, False, or 'auto' for where it pays
+        patience: End after so many evaluations without a new minimum of the validation loss
+        keep_best: At the end, put the weights of its best validation loss into each model
+        callback: `(model, history)`, after each evaluation; if one returns False, the run ends
+        progress: Show a progress bar where someone can watch it
+
+    Returns:
+        Trained, with `history` and `test_dataset`; a list for several seeds
+    """
     options = fit_options(locals()) | dict(num_steps=count_updates(num_steps, num_epochs, 50_000))
     datasets = train_dataset,val_dataset,test_dataset
     def build(s, reader, width): return FeedForward(width, output_dim, latent_dim, activation, s, reader, n_layers)

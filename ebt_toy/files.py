@@ -26,7 +26,14 @@ from .listops import TOKEN_ID, ListOpsError, Tree, evaluate, parse, render, toke
 # %% ../nbs/listops/02_files.ipynb #28316d50
 @dataclass(frozen=True)
 class FileFormat:
-    "The layout of a file of expressions"
+    """The layout of a file of expressions
+
+    Attributes:
+        header: First line, without its end; None if there is none
+        text_column: 0 or 1: where the expression stands; the label has the other column
+        file_name: Name of a file, `{}` standing for 'train', 'val' or 'test'
+        about: What a row is, for messages
+    """
     header: str|None      # First line, without its end; None if there is none
     text_column: int      # 0 or 1: where the expression stands; the label has the other column
     file_name: str        # Name of a file, `{}` standing for 'train', 'val' or 'test'
@@ -40,7 +47,16 @@ def format_line(
     label:int,    # Its value, 0 to 9
     format:str    # 'lra' or 'nangia'
 ) -> str:         # A line, without its end
-    "One row of a file; raises `ValueError` for a label that is no digit"
+    """One row of a file; raises `ValueError` for a label that is no digit
+
+    Args:
+        text: An expression
+        label: Its value, 0 to 9
+        format: 'lra' or 'nangia'
+
+    Returns:
+        A line, without its end
+    """
     if isinstance(label, bool) or label not in range(10):
         raise ValueError(f"label: expected a whole number from 0 to 9, got {label!r}")
     columns = text if text.isprintable() else ' '.join(text.split()),str(int(label))   # no tabs or line ends inside
@@ -55,7 +71,18 @@ def write_file(
     parens:bool=True,            # Write the parentheses of trees; text is written as it stands
     overwrite:bool=False         # Replace a file that exists
 ) -> int:                        # Number of rows
-    "Write expressions and labels; raises `ValueError` for a bad label and where the file exists"
+    """Write expressions and labels; raises `ValueError` for a bad label and where the file exists
+
+    Args:
+        path: File to write
+        rows: `(expression, label)` pairs, the expression a `Tree` or text
+        format: 'lra' or 'nangia'
+        parens: Write the parentheses of trees; text is written as it stands
+        overwrite: Replace a file that exists
+
+    Returns:
+        Number of rows
+    """
     header,n = FORMATS[check_known('format', format, FORMATS)].header,0
     if user_path(path).exists() and not overwrite:
         raise ValueError(f"path: expected a new file, got {str(path)!r}, which exists (overwrite replaces it)")
@@ -68,7 +95,15 @@ def write_file(
 
 # %% ../nbs/listops/02_files.ipynb #5c4cd4cc
 class FileError(ListOpsError):
-    "A bad line in a ListOps file: which file, which line, counted from 1, and what is wrong with it"
+    """A bad line in a ListOps file: which file, which line, counted from 1, and what is wrong with it
+
+    Args:
+        path: The file
+        line: Number of the line
+        problem: What is wrong
+        token: Index of the token within the expression
+        offset: Index of its first character
+    """
     def __init__(
         self,
         path,            # The file
@@ -88,7 +123,14 @@ MAX_LINE = 2**24   # Bytes in a line; the longest of LRA have some 12,000
 def read_lines(
     path     # A text file
 ) -> Iterator[tuple[int,str]]:   # Number, from 1, and content without the line's end
-    "Lines in bounded memory, without empty ones at the end; raises `FileError`, and `ValueError` for what is no file"
+    """Lines in bounded memory, without empty ones at the end; raises `FileError`, and `ValueError` for what is no file
+
+    Args:
+        path: A text file
+
+    Returns:
+        Number, from 1, and content without the line's end
+    """
     with open_file(path) as f:
         empty = None
         for i,raw in enumerate(iter(lambda: f.readline(MAX_LINE), b''), 1):
@@ -108,7 +150,14 @@ def read_lines(
 def detect_format(
     path     # A file of expressions
 ) -> str:    # 'lra' or 'nangia'
-    "The format of a file, by its first line; raises `FileError`"
+    """The format of a file, by its first line; raises `FileError`
+
+    Args:
+        path: A file of expressions
+
+    Returns:
+        'lra' or 'nangia'
+    """
     _,first = next(read_lines(path), (1, None))
     if first is None: raise FileError(path, 1, "expected rows, got an empty file")
     if first == FORMATS['lra'].header: return 'lra'
@@ -122,7 +171,15 @@ def read_rows(
     path,                      # A file of expressions
     format:str|None=None       # 'lra' or 'nangia'; None looks at the first line
 ) -> Iterator[tuple[int,str,int]]:   # Number of the line, text of the expression as it stands, label
-    "The rows of a file, not yet parsed, in bounded memory; raises `FileError` at the first bad one"
+    """The rows of a file, not yet parsed, in bounded memory; raises `FileError` at the first bad one
+
+    Args:
+        path: A file of expressions
+        format: 'lra' or 'nangia'; None looks at the first line
+
+    Returns:
+        Number of the line, text of the expression as it stands, label
+    """
     layout = FORMATS[detect_format(path) if format is None else check_known('format', format, FORMATS)]
     lines = read_lines(path)
     if layout.header is not None:
@@ -143,7 +200,16 @@ def read_file(
     format:str|None=None,        # 'lra' or 'nangia'; None looks at the first line
     verify:bool=True             # Evaluate every expression and compare with its label
 ) -> Iterator[tuple[Tree,int]]:  # Expression and label
-    "Expressions and labels one at a time; raises `FileError` at the first row that is malformed or has a wrong label"
+    """Expressions and labels one at a time; raises `FileError` at the first row that is malformed or has a wrong label
+
+    Args:
+        path: A file of expressions, with parentheses or without
+        format: 'lra' or 'nangia'; None looks at the first line
+        verify: Evaluate every expression and compare with its label
+
+    Returns:
+        Expression and label
+    """
     for i,text,label in read_rows(path, format): yield _checked(path, i, text, label, verify),label
 
 def _checked(path, i, text, label, verify):
@@ -186,7 +252,18 @@ def read_ids(
     verify:bool=True,          # Compare every label with the value of its expression
     limit:int|None=None        # Most rows to read; None reads all
 ) -> tuple[list[np.ndarray],Tensor]:   # Token ids of each row, int8; labels, `(n,)`
-    "The rows of a file as token ids; raises `FileError`, also where there are none"
+    """The rows of a file as token ids; raises `FileError`, also where there are none
+
+    Args:
+        path: A file of expressions, with parentheses or without
+        parens: With the tokens for parentheses, as in the task 'listops'
+        format: 'lra' or 'nangia'; None looks at the first line
+        verify: Compare every label with the value of its expression
+        limit: Most rows to read; None reads all
+
+    Returns:
+        Token ids of each row, int8; labels, `(n,)`
+    """
     result,values,failed,rows = [],[],None,islice(read_rows(path, format), limit)
     while not failed:
         batch,failed = _take(rows)       # a fault further up comes first, so look at those before it
@@ -213,7 +290,19 @@ def read_dataset(
     verify:bool=True,          # Compare every label with the value of its expression
     limit:int|None=None        # Most rows to read; None reads all
 ) -> TensorDataset:            # x is `(n, width)`, uint8; y is `(n,)` in 0 to 9
-    "A file as a data set to train on; raises `FileError` for a bad row and `ValueError` for a width that would cut one"
+    """A file as a data set to train on; raises `FileError` for a bad row and `ValueError` for a width that would cut one
+
+    Args:
+        path: A file of expressions, with parentheses or without
+        width: Tokens per row; None takes the longest expression
+        parens: With the tokens for parentheses, as in the task 'listops'
+        format: 'lra' or 'nangia'; None looks at the first line
+        verify: Compare every label with the value of its expression
+        limit: Most rows to read; None reads all
+
+    Returns:
+        x is `(n, width)`, uint8; y is `(n,)` in 0 to 9
+    """
     rows,y = read_ids(path, parens, format, verify, limit)
     return TensorDataset(pad_rows(rows, width, np.uint8), y)
 
@@ -226,7 +315,19 @@ def read_data(
     parens:bool=True,          # With the tokens for parentheses, as in the task 'listops'
     verify:bool=True           # Compare every label with the value of its expression
 ) -> SyntheticData:            # `train_dataset, val_dataset, test_dataset, input_dim, output_dim`; x is uint8
-    "Three files as the data of an experiment; raises `FileError` and `ValueError` as `read_dataset` does"
+    """Three files as the data of an experiment; raises `FileError` and `ValueError` as `read_dataset` does
+
+    Args:
+        train: File to train on
+        val: File to validate on
+        test: File to test on
+        width: Tokens per row; None takes the longest expression of all three
+        parens: With the tokens for parentheses, as in the task 'listops'
+        verify: Compare every label with the value of its expression
+
+    Returns:
+        `train_dataset, val_dataset, test_dataset, input_dim, output_dim`; x is uint8
+    """
     splits = [read_ids(path, parens, verify=verify) for path in (train, val, test)]
     if width is None: width = max(len(r) for rows,_ in splits for r in rows)
     return SyntheticData(*(TensorDataset(pad_rows(rows, width, np.uint8), y) for rows,y in splits), width, 10)
@@ -242,7 +343,19 @@ def draw_rows(
     progress:bool=False,   # Show progress bars
     chunk:int=1000         # Expressions drawn at a time
 ) -> Iterator[tuple[str,Iterator[tuple[str,int]]]]:   # Each split with its rows of text and label; take them in order
-    "Rows of disjoint splits in bounded memory; raises `ValueError` when no new expression turns up"
+    """Rows of disjoint splits in bounded memory; raises `ValueError` when no new expression turns up
+
+    Args:
+        sizes: Rows of 'train', 'val' and 'test'
+        limits: Which expressions to draw
+        seed: Same seed, same rows
+        parens: Write the parentheses
+        progress: Show progress bars
+        chunk: Expressions drawn at a time
+
+    Returns:
+        Each split with its rows of text and label; take them in order
+    """
     seen = set()
     for split,part in _PARTS.items():
         forests = stream(sizes[split], seed, chunk, part, seen, progress, **vars(limits))

@@ -29,7 +29,14 @@ _CODE = {name: i for i,name in enumerate(NODES)}
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Forest:
-    "Many expressions as flat rows, one after another, each in reading order (an operator before its arguments)"
+    """Many expressions as flat rows, one after another, each in reading order (an operator before its arguments)
+
+    Attributes:
+        nodes: `(N,)` int8: 0 to 9 a digit, 10 to 13 an operator in the order of `OPERATORS`
+        n_args: `(N,)` int32: arguments; 0 for a digit
+        starts: `(n + 1,)` int64: where each expression begins; the last is N
+        closes: `(N,)` int32: operators complete with each node; None computes them
+    """
     nodes: np.ndarray                # `(N,)` int8: 0 to 9 a digit, 10 to 13 an operator in the order of `OPERATORS`
     n_args: np.ndarray               # `(N,)` int32: arguments; 0 for a digit
     starts: np.ndarray               # `(n + 1,)` int64: where each expression begins; the last is N
@@ -68,7 +75,14 @@ def _closes(n_args): return np.bincount(_ends(n_args), minlength=len(n_args)).as
 def forest_of(
     trees:list[Tree]   # Expressions, e.g. from `parse`
 ) -> Forest:           # The same, in the same order
-    "Trees as a forest"
+    """Trees as a forest
+
+    Args:
+        trees: Expressions, e.g. from `parse`
+
+    Returns:
+        The same, in the same order
+    """
     nodes = np.array([_CODE[node] for node in chain.from_iterable(t.nodes for t in trees)], np.int8)
     n_args = np.array([*chain.from_iterable(t.n_args for t in trees)], np.int32)
     return Forest(nodes, n_args, _from_zero([len(t.nodes) for t in trees]))
@@ -76,7 +90,14 @@ def forest_of(
 def concat(
     forests:list[Forest]   # At least one
 ) -> Forest:               # All their expressions, in order
-    "Several forests as one"
+    """Several forests as one
+
+    Args:
+        forests: At least one
+
+    Returns:
+        All their expressions, in order
+    """
     nodes,n_args,closes = (np.concatenate([getattr(f, row) for f in forests]) for row in ('nodes', 'n_args', 'closes'))
     return Forest(nodes, n_args, _from_zero(np.concatenate([np.diff(f.starts) for f in forests])), closes)
 
@@ -88,7 +109,14 @@ def _between(forest, a, b):
 def node_depths(
     forest:Forest    # Expressions
 ) -> np.ndarray:     # `(N,)` int64: 1 for a root, 2 for its arguments, and so on
-    "The level of every node"
+    """The level of every node
+
+    Args:
+        forest: Expressions
+
+    Returns:
+        `(N,)` int64: 1 for a root, 2 for its arguments, and so on
+    """
     moves = (forest.n_args > 0) - forest.closes
     return 1 + np.cumsum(moves, dtype=np.int64) - moves
 
@@ -149,7 +177,16 @@ def forest_values(
     depth:int|None=None,            # Evaluate operators down to this level, 1 being the root; None: all of them
     guesses:np.ndarray|None=None    # `(4,)`: what operators further down count as, in the order of `OPERATORS`
 ) -> np.ndarray:                    # `(N,)` int8, 0 to 9
-    "Values of all nodes, exactly or down to `depth`; raises `ValueError` for a bad `depth` or `guesses`"
+    """Values of all nodes, exactly or down to `depth`; raises `ValueError` for a bad `depth` or `guesses`
+
+    Args:
+        forest: Expressions
+        depth: Evaluate operators down to this level, 1 being the root; None: all of them
+        guesses: `(4,)`: what operators further down count as, in the order of `OPERATORS`
+
+    Returns:
+        `(N,)` int8, 0 to 9
+    """
     if depth is not None:
         if depth < 0: raise ValueError(f"depth: expected a whole number of at least 0, got {depth}")
         if np.shape(guesses) != (len(OPERATORS),):
@@ -159,7 +196,14 @@ def forest_values(
 def labels(
     forest:Forest    # Expressions
 ) -> np.ndarray:     # `(n,)` int8, 0 to 9
-    "The values of the expressions"
+    """The values of the expressions
+
+    Args:
+        forest: Expressions
+
+    Returns:
+        `(n,)` int8, 0 to 9
+    """
     return forest_values(forest)[forest.starts[:-1]]
 
 # %% ../nbs/listops/01_generate.ipynb #a3018230
@@ -202,7 +246,15 @@ def token_ids(
     forest:Forest,        # Expressions
     parens:bool=True      # Write the parentheses
 ) -> tuple[np.ndarray,np.ndarray]:   # Ids of all tokens, int8, in one row; and where each expression begins, `(n + 1,)`
-    "Token ids, the same as `tokenize(render(tree))`"
+    """Token ids, the same as `tokenize(render(tree))`
+
+    Args:
+        forest: Expressions
+        parens: Write the parentheses
+
+    Returns:
+        Ids of all tokens, int8, in one row; and where each expression begins, `(n + 1,)`
+    """
     parts = [_ids(piece, parens) for piece in _pieces(forest)]
     starts = _from_zero(np.concatenate([np.diff(starts) for _,starts in parts]))
     return np.concatenate([ids for ids,_ in parts]),starts
@@ -215,7 +267,15 @@ def texts(
     forest:Forest,        # Expressions
     parens:bool=True      # Write the parentheses
 ) -> list[str]:           # The same as `render` gives for each
-    "Expressions as text"
+    """Expressions as text
+
+    Args:
+        forest: Expressions
+        parens: Write the parentheses
+
+    Returns:
+        The same as `render` gives for each
+    """
     result = []
     for piece in _pieces(forest):
         ids,starts = _ids(piece, parens)
@@ -232,7 +292,16 @@ def pad_rows(
     width:int|None=None,     # Tokens per row; None takes the longest expression
     dtype=np.int64           # Type of number; uint8 is the smallest that holds every id
 ) -> Tensor:                 # `(n, width)`, padded with 0 at the end
-    "Expressions as one tensor; raises `ValueError` where one does not fit"
+    """Expressions as one tensor; raises `ValueError` where one does not fit
+
+    Args:
+        rows: Token ids of each expression
+        width: Tokens per row; None takes the longest expression
+        dtype: Type of number; uint8 is the smallest that holds every id
+
+    Returns:
+        `(n, width)`, padded with 0 at the end
+    """
     longest = max(map(len, rows), default=0)
     width = longest if width is None else check_count('width', width)
     if longest > width:
@@ -246,7 +315,16 @@ def pad(
     starts:np.ndarray,   # Where each begins, `(n + 1,)`
     width:int|None=None  # Tokens per row; None takes the longest expression
 ) -> Tensor:             # `(n, width)`, int64, padded with 0 at the end
-    "Token ids as rows; raises `ValueError` where an expression does not fit"
+    """Token ids as rows; raises `ValueError` where an expression does not fit
+
+    Args:
+        ids: Ids of all tokens, one expression after another
+        starts: Where each begins, `(n + 1,)`
+        width: Tokens per row; None takes the longest expression
+
+    Returns:
+        `(n, width)`, int64, padded with 0 at the end
+    """
     cuts = starts.tolist()
     return pad_rows([ids[a:b] for a,b in zip(cuts, cuts[1:])], width)
 
@@ -254,7 +332,14 @@ def pad(
 def unpad(
     x:Tensor     # Token ids, `(n, width)`, padded with 0
 ) -> tuple[np.ndarray,np.ndarray]:   # Ids of all tokens, int8, in one row; and where each expression begins, `(n + 1,)`
-    "The inverse of `pad`; raises `ValueError` where rows hold anything but token ids"
+    """The inverse of `pad`; raises `ValueError` where rows hold anything but token ids
+
+    Args:
+        x: Token ids, `(n, width)`, padded with 0
+
+    Returns:
+        Ids of all tokens, int8, in one row; and where each expression begins, `(n + 1,)`
+    """
     if x.ndim != 2 or x.is_floating_point() or x.numel() and not 0 <= x.min() <= x.max() < len(VOCAB):
         raise ValueError(f"x: expected rows of token ids, (b, width) and in 0 to {len(VOCAB) - 1}, "
                          f"got {x.dtype} of shape {tuple(x.shape)}")
@@ -267,7 +352,15 @@ def forest_of_ids(
     ids:np.ndarray,      # Ids of all tokens, one expression after another, with parentheses or without
     starts:np.ndarray    # Where each begins, `(n + 1,)`
 ) -> Forest|None:        # None if one is no expression, parentheses aside
-    "Token ids as a forest, the inverse of `token_ids`"
+    """Token ids as a forest, the inverse of `token_ids`
+
+    Args:
+        ids: Ids of all tokens, one expression after another, with parentheses or without
+        starts: Where each begins, `(n + 1,)`
+
+    Returns:
+        None if one is no expression, parentheses aside
+    """
     if len(ids) and not PAD < ids.min() <= ids.max() < len(VOCAB): return None
     kept = ids < _OPEN
     tokens,starts = ids[kept],np.searchsorted(np.flatnonzero(kept), starts)      # without parentheses
@@ -292,7 +385,17 @@ def _argument_counts(op, depths):
 # %% ../nbs/listops/01_generate.ipynb #f3c66c31
 @dataclass(frozen=True)
 class Limits:
-    "Which expressions to draw; raises `ValueError` for limits that no expression can meet"
+    """Which expressions to draw; raises `ValueError` for limits that no expression can meet
+
+    Attributes:
+        max_depth: Levels of nodes, including that of the digits
+        max_args: Most arguments of an operator; the fewest are 2
+        min_length: Fewest tokens
+        max_length: Most tokens
+        parens: Whether the two lengths count parentheses; those of LRA do not
+        min_depth: Fewest levels
+        min_widest: Fewest arguments of the operator that has the most; 0 asks for none
+    """
     max_depth:int=10     # Levels of nodes, including that of the digits
     max_args:int=10      # Most arguments of an operator; the fewest are 2
     min_length:int=50    # Fewest tokens
@@ -330,7 +433,14 @@ def _check_limits(limits):
 
 # %% ../nbs/listops/01_generate.ipynb #28e6ab56
 class Level(NamedTuple):
-    "The operators of one level, attempt after attempt"
+    """The operators of one level, attempt after attempt
+
+    Attributes:
+        n_args: Arguments of each
+        owner: The attempt it belongs to
+        parent: The place of its parent in the level above
+        rank: Arguments of its parent that stand before it
+    """
     n_args: np.ndarray   # Arguments of each
     owner: np.ndarray    # The attempt it belongs to
     parent: np.ndarray   # The place of its parent in the level above
@@ -409,7 +519,15 @@ def numpy_generator(
     seed:int,           # Any non-negative integer
     *stream:str|int     # Which stream under this seed, as for `core.generator`
 ) -> np.random.Generator:   # Freshly seeded, the same in every process
-    "A NumPy generator of its own for each `(seed, *stream)`; raises `ValueError` for a bad seed"
+    """A NumPy generator of its own for each `(seed, *stream)`; raises `ValueError` for a bad seed
+
+    Args:
+        seed: Any non-negative integer
+        *stream: Which stream under this seed, as for `core.generator`
+
+    Returns:
+        Freshly seeded, the same in every process
+    """
     return np.random.Generator(np.random.PCG64(generator(seed, *stream).initial_seed()))
 
 def _draw(attempts, rng, limits):
@@ -461,7 +579,16 @@ def draw_forest(
     rng:np.random.Generator,   # Source of randomness, e.g. `numpy_generator(seed)`
     **limits                   # Fields of `Limits`
 ) -> Forest:                   # In the order drawn; the same expression may come twice
-    "Random expressions, distributed as those of `grow` that meet the limits; raises `ValueError` when none turns up"
+    """Random expressions, distributed as those of `grow` that meet the limits; raises `ValueError` when none turns up
+
+    Args:
+        n: How many
+        rng: Source of randomness, e.g. `numpy_generator(seed)`
+        **limits: Fields of `Limits`
+
+    Returns:
+        In the order drawn; the same expression may come twice
+    """
     limits = Limits(**limits)
     return next(_in_chunks(_blocks(rng, limits), check_count('n', n), n, limits))
 
@@ -469,7 +596,14 @@ def draw_forest(
 def digests(
     forest:Forest    # Expressions
 ) -> list[bytes]:    # 16 bytes each
-    "A fingerprint of each expression: equal for equal ones, the same in every process"
+    """A fingerprint of each expression: equal for equal ones, the same in every process
+
+    Args:
+        forest: Expressions
+
+    Returns:
+        16 bytes each
+    """
     ids,starts = token_ids(forest, parens=False)
     data,cuts = ids.tobytes(),starts.tolist()
     return [blake2b(data[a:b], digest_size=16).digest() for a,b in zip(cuts, cuts[1:])]
@@ -496,7 +630,17 @@ def distinct(
     seen:set,                  # Digests of expressions not to draw again; those of the new ones join it
     **limits                   # Fields of `Limits`
 ) -> Forest:                   # In the order drawn
-    "Random expressions, no two alike; raises `ValueError` when no more turn up"
+    """Random expressions, no two alike; raises `ValueError` when no more turn up
+
+    Args:
+        n: How many
+        rng: Source of randomness, e.g. `numpy_generator(seed)`
+        seen: Digests of expressions not to draw again; those of the new ones join it
+        **limits: Fields of `Limits`
+
+    Returns:
+        In the order drawn
+    """
     return next(_new_in_chunks(check_count('n', n), n, rng, seen, Limits(**limits)))
 
 def stream(
@@ -508,7 +652,20 @@ def stream(
     progress:bool=False,  # Show a progress bar where someone can watch it
     **limits              # Fields of `Limits`
 ) -> Iterator[Forest]:    # Chunks of `chunk` expressions, the last one smaller
-    "Any number of distinct expressions in bounded memory; raises `ValueError` when no more turn up"
+    """Any number of distinct expressions in bounded memory; raises `ValueError` when no more turn up
+
+    Args:
+        n: How many in all
+        seed: Same seed, same expressions, for any `chunk`
+        chunk: How many at a time
+        part: Another part of the same seed draws from a stream of its own
+        seen: Digests of expressions not to draw, e.g. those of another part; the new ones join it
+        progress: Show a progress bar where someone can watch it
+        **limits: Fields of `Limits`
+
+    Returns:
+        Chunks of `chunk` expressions, the last one smaller
+    """
     seen,n = set() if seen is None else seen,check_count('n', n)
     chunks = _new_in_chunks(n, check_count('chunk', chunk), numpy_generator(seed, part), seen, Limits(**limits))
     with progress_bar(n, 'expressions', progress) as bar:
@@ -525,7 +682,15 @@ def ood_limits(
     ood:str,        # 'length', 'depth' or 'args'
     limits:Limits   # Of training
 ) -> Limits:        # Of a test set that lies outside
-    "Beyond training in one respect, up to twice as far; raises `ValueError` for an unknown one"
+    """Beyond training in one respect, up to twice as far; raises `ValueError` for an unknown one
+
+    Args:
+        ood: 'length', 'depth' or 'args'
+        limits: Of training
+
+    Returns:
+        Of a test set that lies outside
+    """
     check_known('ood', ood, [k for k in _KINDS if k])
     changed = dict(length=dict(min_length=limits.max_length + 1, max_length=2*limits.max_length),
                    depth=dict(min_depth=limits.max_depth + 1, max_depth=2*limits.max_depth),
@@ -536,7 +701,15 @@ def listops_test_kind(
     ood:str|None=None,   # As in `listops_data`
     **_                  # Other options
 ) -> str:                # For reports
-    "What the test set is to the training set"
+    """What the test set is to the training set
+
+    Args:
+        ood: As in `listops_data`
+        **_: Other options
+
+    Returns:
+        For reports
+    """
     return _KINDS[ood]
 
 # %% ../nbs/listops/01_generate.ipynb #16623792
@@ -552,7 +725,23 @@ def listops_data(
     min_length:int=50,   # Fewest tokens of an expression, parentheses counted; the most are `vec_size*50`
     ood:str|None=None    # What the test set has more of than training: 'length', 'depth' or 'args'; None: nothing
 ) -> SyntheticData:      # x is `(n, vec_size*50)`, int64, twice as wide for `ood='length'`; y is `(n,)` in 0 to 9
-    "Splits of distinct ListOps expressions, none cut; raises `ValueError` where the limits leave too few"
+    """Splits of distinct ListOps expressions, none cut; raises `ValueError` where the limits leave too few
+
+    Args:
+        size_train: Expressions to train on
+        size_val: Expressions to validate on, like those
+        size_test: Expressions to test on
+        vec_size: Most tokens of an expression in training, divided by 50
+        device: Where the tensors end up
+        seed: Of all three splits
+        max_depth: Levels of nodes, including that of the digits
+        max_args: Most arguments of an operator; the fewest are 2
+        min_length: Fewest tokens of an expression, parentheses counted; the most are `vec_size*50`
+        ood: What the test set has more of than training: 'length', 'depth' or 'args'; None: nothing
+
+    Returns:
+        x is `(n, vec_size*50)`, int64, twice as wide for `ood='length'`; y is `(n,)` in 0 to 9
+    """
     limits = Limits(max_depth, max_args, min_length, check_count('vec_size', vec_size)*TOKENS_PER_UNIT)
     tested = limits if ood is None else ood_limits(ood, limits)
     seen,splits = set(),[]

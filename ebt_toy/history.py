@@ -26,7 +26,14 @@ class _WithState:
 
 @dataclass
 class History(_WithState):
-    "What happened in a run: named columns with one entry per evaluation, a number or one number per seed"
+    """What happened in a run: named columns with one entry per evaluation, a number or one number per seed
+
+    Attributes:
+        columns: name -> list of entries
+        settings: Settings of the run
+        status: Or 'finished', 'stopped' (early), 'interrupted' or 'diverged'
+        seconds: Wall-clock time of training and evaluation, all seeds together
+    """
     columns:dict = field(default_factory=dict)    # name -> list of entries
     settings:dict = field(default_factory=dict)   # Settings of the run
     status:str = 'running'                        # Or 'finished', 'stopped' (early), 'interrupted' or 'diverged'
@@ -54,7 +61,19 @@ def plot_history(
     flops:bool=False,       # Training arithmetic on the horizontal axis instead of updates
     **style                 # Passed to `ax.plot`
 ):                          # The axes
-    "Loss against updates, on a log scale; validation (ID) blue, test (OOD) orange"
+    """Loss against updates, on a log scale; validation (ID) blue, test (OOD) orange
+
+    Args:
+        history: Of one seed or of several
+        ax: Matplotlib axes; None makes new ones
+        splits: Which of 'train', 'val' and 'test' to draw
+        title: Comes before the names of the splits in the legend
+        flops: Training arithmetic on the horizontal axis instead of updates
+        **style: Passed to `ax.plot`
+
+    Returns:
+        The axes
+    """
     ax = new_axes() if ax is None else ax
     names = dict(train='training', val='validation (ID)', test='test (OOD)')
     for s in splits:
@@ -81,7 +100,14 @@ def _joined_settings(histories):
 def merge_histories(
     histories:list   # Of the same run, each with one or more seeds
 ) -> History:        # With all of the seeds
-    "Join histories of different seeds, cut to the shortest; those that never began are left out"
+    """Join histories of different seeds, cut to the shortest; those that never began are left out
+
+    Args:
+        histories: Of the same run, each with one or more seeds
+
+    Returns:
+        With all of the seeds
+    """
     early,seconds = [h.status for h in histories if h.status != 'finished'],sum(h.seconds for h in histories)
     status = histories[-1].status if not early or histories[-1].status != 'finished' else early[-1]
     histories = [h for h in histories if len(h)] or histories[:1]
@@ -111,7 +137,14 @@ def to_frame(self:History):
 def to_csv(self:History,
     path   # File to write, in a folder that exists; an existing file is replaced
 ) -> Path: # The file
-    "Write a CSV file, whole or not at all, one line per evaluation and seed; raises `ValueError` on a bad path"
+    """Write a CSV file, whole or not at all, one line per evaluation and seed; raises `ValueError` on a bad path
+
+    Args:
+        path: File to write, in a folder that exists; an existing file is replaced
+
+    Returns:
+        The file
+    """
     path,text = user_path(path),io.StringIO(newline='')
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"path: expected a file in a folder that exists, got {str(path)!r}")
@@ -129,14 +162,28 @@ def _median(v):
 def format_number(
     v   # A number, or an array with one number per seed
 ) -> str:     # Eight characters, for numbers from 0 to 10
-    "A number as text, tiny ones in scientific notation; of several seeds the median, without those that diverged"
+    """A number as text, tiny ones in scientific notation; of several seeds the median, without those that diverged
+
+    Args:
+        v: A number, or an array with one number per seed
+
+    Returns:
+        Eight characters, for numbers from 0 to 10
+    """
     v = _median(v)
     return f"{v:.2e}" if 0 < abs(v) < 1e-3 else f"{v:.6f}"
 
 def format_row(
     row:dict   # A row of a history
 ) -> str:      # One line of a report
-    "A row of the history in words; `<name>_start` and `<name>_end` become one column with an arrow"
+    """A row of the history in words; `<name>_start` and `<name>_end` become one column with an arrow
+
+    Args:
+        row: A row of a history
+
+    Returns:
+        One line of a report
+    """
     cells = [f"Update {row['step']:>7,}"]
     for k,v in row.items():
         name,start = k.replace('_', ' ').title(),row.get(f'{k[:-4]}_start')

@@ -37,13 +37,26 @@ def _forest(rows, first):
 def row_forests(
     x:Tensor            # Token ids, `(b, width)`, with parentheses or without, padded with 0
 ) -> Iterator[Forest]:  # Of `CHUNK` rows each, the last one smaller
-    "Rows as forests; raises `ValueError` for a row that is no expression"
+    """Rows as forests; raises `ValueError` for a row that is no expression
+
+    Args:
+        x: Token ids, `(b, width)`, with parentheses or without, padded with 0
+
+    Returns:
+        Of `CHUNK` rows each, the last one smaller
+    """
     return (_forest(rows, CHUNK*k) for k,rows in enumerate(x.split(CHUNK)))
 
 # %% ../nbs/listops/03_ladder.ipynb #85d86332
 @dataclass(frozen=True, eq=False)
 class Counts:
-    "How often each digit occurs in a training set"
+    """How often each digit occurs in a training set
+
+    Attributes:
+        labels: `(10,)`: as a label
+        by_root: `(14, 10)`: as a label, for each kind of root: a digit, or 10 to 13 for an operator
+        by_operator: `(4, 10)`: as a value, for each operator at any depth
+    """
     labels: np.ndarray       # `(10,)`: as a label
     by_root: np.ndarray      # `(14, 10)`: as a label, for each kind of root: a digit, or 10 to 13 for an operator
     by_operator: np.ndarray  # `(4, 10)`: as a value, for each operator at any depth
@@ -53,7 +66,14 @@ def _count_pairs(a, b, n): return np.bincount(a*10 + b, minlength=n*10).reshape(
 def count_values(
     dataset:TensorDataset   # Expressions as token ids, `(n, width)`, and their labels, `(n,)`
 ) -> Counts:                # What the rules know
-    "Count labels and values; raises `ValueError` for a row that is no expression"
+    """Count labels and values; raises `ValueError` for a row that is no expression
+
+    Args:
+        dataset: Expressions as token ids, `(n, width)`, and their labels, `(n,)`
+
+    Returns:
+        What the rules know
+    """
     x,y = dataset.tensors
     roots,by_operator = [],np.zeros((4, 10), dtype=np.int64)
     for forest in row_forests(x):
@@ -67,7 +87,14 @@ def count_values(
 def middle_mode(
     counts:np.ndarray   # `(10,)`, of each digit
 ) -> int:               # 0 to 9
-    "The most frequent digit; of several within 5 % and four standard errors of it, the middle one"
+    """The most frequent digit; of several within 5 % and four standard errors of it, the middle one
+
+    Args:
+        counts: `(10,)`, of each digit
+
+    Returns:
+        0 to 9
+    """
     top = counts.max()
     tied = np.flatnonzero(counts >= 0.95*top - 4*np.sqrt(top))
     return int(tied[(len(tied) - 1)//2])
@@ -89,7 +116,15 @@ def listops_rules(
     train:TensorDataset,          # What the rules learn from: token ids and labels
     levels:tuple=(1, 2, 3)        # How many levels of operators are exact, one rule for each
 ) -> dict[str,Callable]:          # Name -> function from token ids, `(b, width)`, to digits, `(b,)`
-    "Rules that read part of an expression, the shallowest first; raises `ValueError` for a row that is no expression"
+    """Rules that read part of an expression, the shallowest first; raises `ValueError` for a row that is no expression
+
+    Args:
+        train: What the rules learn from: token ids and labels
+        levels: How many levels of operators are exact, one rule for each
+
+    Returns:
+        Name -> function from token ids, `(b, width)`, to digits, `(b,)`
+    """
     counts = count_values(train)
     exact = {f"{k} level{'s'*(k > 1)} exact": partial(_exact, k) for k in levels}
     rules = {'majority class': _majority, 'root operator': _root} | exact
@@ -100,7 +135,15 @@ def listops_baselines(
     data:SyntheticData,           # Of ListOps: x are token ids, with parentheses or without, y the values
     levels:tuple=(1, 2, 3)        # How many levels of operators are exact, one rule for each
 ) -> dict[str,float]:             # Rule -> accuracy on the test set, 0 to 1
-    "What shallow rules score on the test set; raises `ValueError` for a row that is no expression"
+    """What shallow rules score on the test set; raises `ValueError` for a row that is no expression
+
+    Args:
+        data: Of ListOps: x are token ids, with parentheses or without, y the values
+        levels: How many levels of operators are exact, one rule for each
+
+    Returns:
+        Rule -> accuracy on the test set, 0 to 1
+    """
     x,y = data.test_dataset.tensors
     rules = listops_rules(data.train_dataset, levels)
     return {name: (rule(x) == y).float().mean().item() for name,rule in rules.items()}
@@ -111,7 +154,16 @@ def plot_baselines(
     models:dict[str,float]|None=None,   # Model -> accuracy, drawn as lines across
     ax=None                             # Matplotlib axes to draw on; None makes new ones of 4×2.5 inches
 ):                                      # The axes
-    "Draw the accuracies of rules as bars, and those of models as lines across them"
+    """Draw the accuracies of rules as bars, and those of models as lines across them
+
+    Args:
+        baselines: Rule -> accuracy, from `listops_baselines`
+        models: Model -> accuracy, drawn as lines across
+        ax: Matplotlib axes to draw on; None makes new ones of 4×2.5 inches
+
+    Returns:
+        The axes
+    """
     ax = ax or new_axes()
     ax.barh(list(baselines), [100*a for a in baselines.values()], color='0.85')
     for i,a in enumerate(baselines.values()): ax.text(2, i, f'{100*a:.1f}', va='center', fontsize=7)
@@ -125,14 +177,29 @@ def plot_baselines(
 def tree_depths(
     x:Tensor       # Token ids, `(b, width)`
 ) -> np.ndarray:   # `(b,)`, at least 1
-    "Levels of nodes of each expression; a lone digit has one"
+    """Levels of nodes of each expression; a lone digit has one
+
+    Args:
+        x: Token ids, `(b, width)`
+
+    Returns:
+        `(b,)`, at least 1
+    """
     return np.concatenate([np.maximum.reduceat(node_depths(f), f.starts[:-1]) for f in row_forests(x)])
 
 def accuracy_by_depth(
     predictions:Tensor,         # Digits, `(n,)`, or logits, `(n, 10)`, for the rows of `dataset`
     dataset:TensorDataset       # Expressions as token ids, and their labels
 ) -> dict[int,tuple[float,int]]:   # Depth of the expression -> accuracy, and number of expressions
-    "Accuracy of predictions for expressions of each depth; raises `ValueError` where their number is wrong"
+    """Accuracy of predictions for expressions of each depth; raises `ValueError` where their number is wrong
+
+    Args:
+        predictions: Digits, `(n,)`, or logits, `(n, 10)`, for the rows of `dataset`
+        dataset: Expressions as token ids, and their labels
+
+    Returns:
+        Depth of the expression -> accuracy, and number of expressions
+    """
     x,y = dataset.tensors
     if len(predictions) != len(y):
         raise ValueError(f"predictions: expected {len(y)}, one for each expression, got {len(predictions)}")

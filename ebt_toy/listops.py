@@ -21,14 +21,28 @@ from .style import new_axes
 def median(
     values:list[int]   # One digit or more
 ) -> int:              # The middle one, or the floor of the mean of the middle two
-    "Median of digits, as a digit"
+    """Median of digits, as a digit
+
+    Args:
+        values: One digit or more
+
+    Returns:
+        The middle one, or the floor of the mean of the middle two
+    """
     s,n = sorted(values),len(values)
     return (s[(n - 1)//2] + s[n//2])//2
 
 def sum_mod(
     values:list[int]   # One digit or more
 ) -> int:              # Last digit of the sum
-    "Sum modulo 10"
+    """Sum modulo 10
+
+    Args:
+        values: One digit or more
+
+    Returns:
+        Last digit of the sum
+    """
     return sum(values) % 10
 
 OPERATORS = {'[MIN': min, '[MAX': max, '[MED': median, '[SM': sum_mod}   # What each operator does to its arguments
@@ -39,7 +53,13 @@ VOCAB = ('<pad>', *'0123456789', *OPERATORS, ']', '(', ')')           # All toke
 TOKEN_ID = {token: i for i,token in enumerate(VOCAB) if i != PAD}     # Ids of the tokens that a text may contain
 
 class ListOpsError(ValueError):
-    "Malformed ListOps text: what is wrong and where, counted from 0 in tokens and in characters"
+    """Malformed ListOps text: what is wrong and where, counted from 0 in tokens and in characters
+
+    Args:
+        problem: What is wrong
+        token: Index of the token
+        offset: Index of its first character
+    """
     def __init__(
         self,
         problem:str,   # What is wrong
@@ -67,14 +87,28 @@ def _scan(text):
 def tokenize(
     text:str        # Tokens with blanks between them
 ) -> list[int]:     # Ids, 1 to 17
-    "Text as token ids; raises `ListOpsError` at an unknown token"
+    """Text as token ids; raises `ListOpsError` at an unknown token
+
+    Args:
+        text: Tokens with blanks between them
+
+    Returns:
+        Ids, 1 to 17
+    """
     return [TOKEN_ID[token] for token in _scan(text)]
 
 # %% ../nbs/01_listops.ipynb #a5dc0357
 def detokenize(
     ids      # Ids as a list, a row of a tensor or an array; padding at the end is dropped
 ) -> str:    # Tokens with one blank between them
-    "Token ids as text; raises `ListOpsError` at an unknown id"
+    """Token ids as text; raises `ListOpsError` at an unknown id
+
+    Args:
+        ids: Ids as a list, a row of a tensor or an array; padding at the end is dropped
+
+    Returns:
+        Tokens with one blank between them
+    """
     ids = ids.tolist() if hasattr(ids, 'tolist') else list(ids)
     while ids and ids[-1] == PAD: ids.pop()
     words = []
@@ -87,7 +121,12 @@ def detokenize(
 # %% ../nbs/01_listops.ipynb #14559a7d
 @dataclass(frozen=True, repr=False)
 class Tree:
-    "An expression as two flat rows in reading order; `parse` makes one from text"
+    """An expression as two flat rows in reading order; `parse` makes one from text
+
+    Attributes:
+        nodes: Operators and digits, each operator before its arguments
+        n_args: Arguments of each node; 0 for a digit
+    """
     nodes: tuple[str,...]    # Operators and digits, each operator before its arguments
     n_args: tuple[int,...]   # Arguments of each node; 0 for a digit
     def __repr__(self): return f"parse({render(self, parens=False)!r})"
@@ -96,7 +135,15 @@ def render(
     tree:Tree,          # An expression
     parens:bool=True    # Write the parentheses
 ) -> str:               # Tokens with one blank between them
-    "A tree as text"
+    """A tree as text
+
+    Args:
+        tree: An expression
+        parens: Write the parentheses
+
+    Returns:
+        Tokens with one blank between them
+    """
     out,missing = [],[]   # missing: how many arguments each open operator still waits for
     for node,n in zip(tree.nodes, tree.n_args):
         if n:
@@ -136,7 +183,14 @@ def _build(text, tokens):
 def parse(
     text:str    # An expression with all of its parentheses or with none
 ) -> Tree:      # Renders back to the same tokens
-    "Text as a tree, in linear time and at any depth; raises `ListOpsError` where the text is malformed"
+    """Text as a tree, in linear time and at any depth; raises `ListOpsError` where the text is malformed
+
+    Args:
+        text: An expression with all of its parentheses or with none
+
+    Returns:
+        Renders back to the same tokens
+    """
     tokens,stop = _scan(text),['end of text']
     tree = _build(text, tokens)
     if '(' not in tokens and ')' not in tokens: return tree
@@ -151,7 +205,14 @@ def _as_tree(tree): return tree if isinstance(tree, Tree) else parse(tree)
 def node_values(
     tree:Tree          # An expression
 ) -> list[int]:        # One digit per node, in the order of `tree.nodes`
-    "The value of every part of an expression"
+    """The value of every part of an expression
+
+    Args:
+        tree: An expression
+
+    Returns:
+        One digit per node, in the order of `tree.nodes`
+    """
     values,stack = [],[]
     for node,n in zip(reversed(tree.nodes), reversed(tree.n_args)):
         args = stack[len(stack) - n:]
@@ -163,14 +224,28 @@ def node_values(
 def evaluate(
     tree:Tree|str    # An expression, as a tree or as text
 ) -> int:            # 0 to 9
-    "The value of an expression; raises `ListOpsError` on malformed text"
+    """The value of an expression; raises `ListOpsError` on malformed text
+
+    Args:
+        tree: An expression, as a tree or as text
+
+    Returns:
+        0 to 9
+    """
     return node_values(_as_tree(tree))[0]
 
 # %% ../nbs/01_listops.ipynb #3a6fa886
 def parents(
     tree:Tree        # An expression
 ) -> list[int]:      # For each node the index of the operator it is an argument of; −1 for the root
-    "The parent of every node"
+    """The parent of every node
+
+    Args:
+        tree: An expression
+
+    Returns:
+        For each node the index of the operator it is an argument of; −1 for the root
+    """
     result,missing = [],[]   # missing: index of each open operator, once for every argument it waits for
     for i,n in enumerate(tree.n_args):
         result.append(missing.pop() if missing else -1)
@@ -180,7 +255,14 @@ def parents(
 def positions(
     tree:Tree                      # An expression
 ) -> list[tuple[float,float]]:     # `(x, y)` per node; digits have x = 0, 1, 2, …, the root y = 0, its arguments −1
-    "The place of every node in a picture"
+    """The place of every node in a picture
+
+    Args:
+        tree: An expression
+
+    Returns:
+        `(x, y)` per node; digits have x = 0, 1, 2, …, the root y = 0, its arguments −1
+    """
     up,y,spans,digits = parents(tree),[],[],0
     for p,n in zip(up, tree.n_args):
         y.append(y[p] - 1 if p >= 0 else 0)
@@ -194,7 +276,15 @@ def draw_tree(
     tree:Tree|str,   # An expression, as a tree or as text
     ax=None          # Matplotlib axes to draw on; None makes new ones of 4×2.5 inches
 ):                    # The axes; labels of nodes have the gid 'node', results of operators the gid 'value'
-    "Draw an expression, with the result of each operator on the line that leads up from it"
+    """Draw an expression, with the result of each operator on the line that leads up from it
+
+    Args:
+        tree: An expression, as a tree or as text
+        ax: Matplotlib axes to draw on; None makes new ones of 4×2.5 inches
+
+    Returns:
+        The axes; labels of nodes have the gid 'node', results of operators the gid 'value'
+    """
     tree = _as_tree(tree)
     ax,place = ax or new_axes(),positions(tree)
     style = dict(ha='center', va='center')
@@ -216,7 +306,14 @@ OPERATOR_P = 0.25   # Probability that a node above the lowest level becomes an 
 def random_numbers(
     g:torch.Generator    # Source of randomness
 ) -> Iterator[float]:    # Evenly from [0, 1), without end
-    "Random numbers one at a time, drawn in blocks, which is faster"
+    """Random numbers one at a time, drawn in blocks, which is faster
+
+    Args:
+        g: Source of randomness
+
+    Returns:
+        Evenly from [0, 1), without end
+    """
     while True: yield from torch.rand(4096, generator=g, dtype=torch.float32).tolist()
 
 def grow(
@@ -225,7 +322,17 @@ def grow(
     max_args:int=10,               # Most arguments of an operator, at least 2
     max_length:float=float('inf')  # Most tokens, parentheses counted
 ) -> Tree|None:                    # None as soon as the length must exceed its limit
-    "A random expression"
+    """A random expression
+
+    Args:
+        draws: Random numbers in [0, 1), e.g. `random_numbers(generator(seed))`
+        max_depth: Levels of nodes, at least 1; the lowest holds digits only
+        max_args: Most arguments of an operator, at least 2
+        max_length: Most tokens, parentheses counted
+
+    Returns:
+        None as soon as the length must exceed its limit
+    """
     nodes,n_args,operators = [],[],list(OPERATORS)
     todo,length = [1],1            # depths of the nodes still to grow; least length the tree will have
     while todo:
@@ -243,7 +350,15 @@ def tree_length(
     tree:Tree,           # An expression
     parens:bool=True     # Count the parentheses
 ) -> int:                # Number of tokens that `render` would write
-    "Length of an expression as text"
+    """Length of an expression as text
+
+    Args:
+        tree: An expression
+        parens: Count the parentheses
+
+    Returns:
+        Number of tokens that `render` would write
+    """
     plain = len(tree.nodes) + sum(n > 0 for n in tree.n_args)
     return 3*plain - 2 if parens else plain
 
@@ -259,7 +374,20 @@ def draw_distinct(
     min_length:int,          # Fewest tokens, parentheses counted
     max_length:int           # Most tokens, parentheses counted
 ) -> list[Tree]:             # In the order drawn
-    "Random expressions, no two alike; raises `ValueError` when no more turn up"
+    """Random expressions, no two alike; raises `ValueError` when no more turn up
+
+    Args:
+        n: How many
+        seen: Expressions not to draw again; the new ones join it
+        draws: Random numbers in [0, 1)
+        max_depth: Levels of nodes
+        max_args: Most arguments of an operator
+        min_length: Fewest tokens, parentheses counted
+        max_length: Most tokens, parentheses counted
+
+    Returns:
+        In the order drawn
+    """
     trees,failed = [],0
     while len(trees) < n:
         tree = grow(draws, max_depth, max_args, max_length)

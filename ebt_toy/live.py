@@ -25,7 +25,11 @@ from .history import History
 
 # %% ../nbs/explorer/03_live.ipynb #4b04372a
 def blank_figure() -> 'matplotlib.figure.Figure':   # Matplotlib figure with an Agg canvas
-    "A figure without axes that no window shows"
+    """A figure without axes that no window shows
+
+    Returns:
+        Matplotlib figure with an Agg canvas
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     fig = Figure(figsize=(7.5, 3.55), dpi=130)
@@ -36,7 +40,15 @@ def add_axes(
     fig,   # Matplotlib figure
     *box   # Left, bottom, width and height, as shares of the figure
 ):         # Matplotlib axes
-    "Axes in a fixed place, with small labels"
+    """Axes in a fixed place, with small labels
+
+    Args:
+        fig: Matplotlib figure
+        *box: Left, bottom, width and height, as shares of the figure
+
+    Returns:
+        Matplotlib axes
+    """
     ax = fig.add_axes(box)
     ax.tick_params(labelsize=8)
     for label in (ax.xaxis.label, ax.yaxis.label): label.set_size(9)
@@ -46,7 +58,11 @@ def add_axes(
 def clear_axes(
     ax   # Matplotlib axes
 ):
-    "Remove everything from axes except for ticks and labels"
+    """Remove everything from axes except for ticks and labels
+
+    Args:
+        ax: Matplotlib axes
+    """
     for artist in [*ax.lines, *ax.collections, *ax.texts, *ax.patches]: artist.remove()
     if ax.get_legend(): ax.get_legend().remove()
     ax.relim()
@@ -55,7 +71,14 @@ def clear_axes(
 def png(
     fig   # With an Agg canvas
 ) -> bytes:   # A picture in PNG format
-    "Draw a figure once and encode it"
+    """Draw a figure once and encode it
+
+    Args:
+        fig: With an Agg canvas
+
+    Returns:
+        A picture in PNG format
+    """
     from matplotlib.image import imsave
     fig.canvas.draw()
     out = io.BytesIO()
@@ -64,7 +87,11 @@ def png(
 
 # %% ../nbs/explorer/03_live.ipynb #3a05269b
 def training_figure() -> 'matplotlib.figure.Figure':   # Matplotlib figure with two axes: landscape, curves
-    "An empty figure for a training run"
+    """An empty figure for a training run
+
+    Returns:
+        Matplotlib figure with two axes: landscape, curves
+    """
     fig = blank_figure()
     add_axes(fig, 0.57, 0.12, 0.41, 0.74)
     add_axes(fig, 0.09, 0.12, 0.38, 0.74).set(xlabel='updates', ylabel='loss', yscale='log', ylim=(1e-6, 10))
@@ -88,7 +115,20 @@ def draw_training(
     others:dict|None=None,    # Title -> history of another model, drawn dashed
     title=''                  # Of this model, where there are others
 ):                            # The figure
-    "Loss curves and energy landscape at this point of the training"
+    """Loss curves and energy landscape at this point of the training
+
+    Args:
+        fig: From `training_figure`
+        model: In its present state; a list for several seeds
+        history: Until now
+        x: A question, `(d_x,)`; None draws no landscape
+        truth: Its answer, `(d_y,)`
+        others: Title -> history of another model, drawn dashed
+        title: Of this model, where there are others
+
+    Returns:
+        The figure
+    """
     land,curves = fig.axes
     clear_axes(land), clear_axes(curves)
     for name,h in (others or {}).items(): h.plot(curves, title=name, ls='--', lw=1.2)
@@ -113,18 +153,40 @@ def named(
     name:str,  # E.g. 'train'
     widget     # Any widget
 ):             # The widget, with the CSS class `ebt-train`
-    "Give a widget a name that the browser knows"
+    """Give a widget a name that the browser knows
+
+    Args:
+        name: E.g. 'train'
+        widget: Any widget
+
+    Returns:
+        The widget, with the CSS class `ebt-train`
+    """
     return widget.add_class(f'ebt-{name}')
 
 def image(
     name:str   # CSS name of the image
 ) -> widgets.Image:   # For PNG pictures
-    "A picture that grows and shrinks with the page"
+    """A picture that grows and shrinks with the page
+
+    Args:
+        name: CSS name of the image
+
+    Returns:
+        For PNG pictures
+    """
     return named(name, widgets.Image(format='png', layout=dict(width='100%', max_width='1250px', height='auto')))
 
 # %% ../nbs/explorer/03_live.ipynb #9b42be5d
 class LiveTraining(widgets.VBox):
-    "Loss curves that grow while a model trains: pass it to `fit` as `callback`"
+    """Loss curves that grow while a model trains: pass it to `fit` as `callback`
+
+    Args:
+        x: A question whose landscape is shown, `(d_x,)`; None shows the curves alone
+        truth: Its answer, `(d_y,)`
+        others: Title -> history of another model, to compare with
+        title: Of this model, where there are others
+    """
     def __init__(self,
         x=None,                 # A question whose landscape is shown, `(d_x,)`; None shows the curves alone
         truth=None,             # Its answer, `(d_y,)`
@@ -155,7 +217,12 @@ def draw(self:LiveTraining,
     model,            # In its present state
     history:History   # Until now
 ):
-    "Replace the picture"
+    """Replace the picture
+
+    Args:
+        model: In its present state
+        history: Until now
+    """
     drawn = draw_training(self.fig, model, history, self.x, self.truth, self.others, self.title)
     self.picture.value = png(drawn)
 
@@ -171,7 +238,16 @@ def button(
     text:str,     # Written on it
     tip:str=''    # Shown when the mouse rests on it
 ) -> widgets.Button:  # Does nothing yet
-    "A button as wide as its text"
+    """A button as wide as its text
+
+    Args:
+        name: CSS name of the button
+        text: Written on it
+        tip: Shown when the mouse rests on it
+
+    Returns:
+        Does nothing yet
+    """
     return named(name, widgets.Button(description=text, tooltip=tip, layout=dict(width='auto')))
 
 # %% ../nbs/explorer/03_live.ipynb #0bfd6841
@@ -181,7 +257,17 @@ def labelled(
     value,       # Initial value
     **options    # Passed to the class
 ):               # A widget
-    "A control with a label in words, as wide as its column"
+    """A control with a label in words, as wide as its column
+
+    Args:
+        kind: Class of the widget
+        text: Label, in words with the symbol
+        value: Initial value
+        **options: Passed to the class
+
+    Returns:
+        A widget
+    """
     return kind(value=value, description=text, style=dict(description_width='7.4em'),
                 layout=dict(width='100%', margin='0'), **options)
 
@@ -195,7 +281,21 @@ def slider(
     fmt:str,     # Format of the value, e.g. '.2f'
     tip:str      # Shown when the mouse rests on it
 ):               # A widget
-    "A slider with a label in words"
+    """A slider with a label in words
+
+    Args:
+        kind: Class of the widget
+        text: Label, in words with the symbol
+        value: Initial value
+        low: Smallest value (its exponent for logarithmic sliders)
+        high: Largest value (its exponent for logarithmic sliders)
+        step: Between two values
+        fmt: Format of the value, e.g. '.2f'
+        tip: Shown when the mouse rests on it
+
+    Returns:
+        A widget
+    """
     return labelled(kind, text, value, min=low, max=high, step=step, readout_format=fmt, tooltip=tip)
 
 # %% ../nbs/explorer/03_live.ipynb #fe07f9d4
@@ -203,7 +303,15 @@ def controls_beside(
     groups:list,   # Lists of widgets, one per group of controls
     *content       # Widgets that the controls change
 ) -> widgets.Box:  # As wide as the page
-    "Controls in a column on the left or, on a narrow page, in several columns on top"
+    """Controls in a column on the left or, on a narrow page, in several columns on top
+
+    Args:
+        groups: Lists of widgets, one per group of controls
+        *content: Widgets that the controls change
+
+    Returns:
+        As wide as the page
+    """
     boxes = [widgets.VBox(g, layout=dict(flex='1 1 280px', max_width='420px', overflow='hidden')) for g in groups]
     wrap = dict(flex_flow='row wrap', align_content='flex-start', overflow='hidden')
     left = widgets.Box(boxes, layout=dict(flex='1 1 300px', **wrap))
@@ -213,7 +321,11 @@ def controls_beside(
 def close_tree(
     widget   # With `children`, and perhaps with named `controls`
 ):
-    "Close a widget and everything in it; ipywidgets keeps what is not closed"
+    """Close a widget and everything in it; ipywidgets keeps what is not closed
+
+    Args:
+        widget: With `children`, and perhaps with named `controls`
+    """
     parts = [*getattr(widget, 'children', ()), *getattr(widget, 'controls', {}).values()]
     for part in [*parts, getattr(widget, 'style', None), widget.layout]:
         if isinstance(part, widgets.DOMWidget): close_tree(part)
@@ -240,7 +352,11 @@ _UNTRAINED = """This energy knows nothing yet. Press <b>Train</b>: first a feedf
 
 # %% ../nbs/explorer/03_live.ipynb #906b2aa3
 class TrainingPanel(widgets.VBox):
-    "Train a feedforward network and an energy-based model on the same data, and watch"
+    """Train a feedforward network and an energy-based model on the same data, and watch
+
+    Args:
+        done: Called with `(task, models, rivals)`, the last two updates -> model
+    """
     def __init__(self,
         done:Callable|None=None   # Called with `(task, models, rivals)`, the last two updates -> model
     ):
@@ -264,7 +380,11 @@ class TrainingPanel(widgets.VBox):
 def set_question(self:TrainingPanel,
     task:str   # 'add' or 'multiply'
 ):
-    "Show the landscape of the question for this task"
+    """Show the landscape of the question for this task
+
+    Args:
+        task: 'add' or 'multiply'
+    """
     self.live.x = torch.tensor(QUESTION)
     self.live.truth,self.live.others = get_task(task).truth(self.live.x[None])[0],{}
 
@@ -272,7 +392,11 @@ def set_question(self:TrainingPanel,
 def set_running(self:TrainingPanel,
     running:bool   # Is a training under way?
 ):
-    "Enable Stop while a training runs, and everything else while none does"
+    """Enable Stop while a training runs, and everything else while none does
+
+    Args:
+        running: Is a training under way?
+    """
     for c in [*self.controls.values(), self.train_button]: c.disabled = running
     self.stop_button.disabled = not running
 

@@ -23,7 +23,14 @@ TOKENS_AT_ONCE = 2**18   # Most tokens in one forward pass, padding included
 def precision(
     model:nn.Module    # Any model
 ) -> torch.dtype|None: # Of its first weight; None where it has none
-    "The number type that a model computes with"
+    """The number type that a model computes with
+
+    Args:
+        model: Any model
+
+    Returns:
+        Of its first weight; None where it has none
+    """
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 def _as_rows(model, x):
@@ -53,7 +60,17 @@ def predict(
     batch_size:int=4096     # Rows at a time; fewer of long texts
 ) -> Tensor:                # `(n, d_y)`, without gradients
     """Predictions in evaluation mode; each depends on its row, the place of the row and the seed.
-    Raises `ValueError` for an x that the model cannot read"""
+    Raises `ValueError` for an x that the model cannot read
+
+    Args:
+        model: Any model
+        x: `(n, d_x)`, or a tuple or dict of tensors with `n` rows each
+        seed: Of the model's initial guesses, if it has any
+        batch_size: Rows at a time; fewer of long texts
+
+    Returns:
+        `(n, d_y)`, without gradients
+    """
     x = _as_rows(model, x)
     with mode([model], False):
         try:
@@ -81,7 +98,17 @@ def own_part(
     several:bool      # Whether others are made for other seeds
 ):                    # A part that belongs to this seed alone
     """A part made by a factory, or a copy of a given one. Raises `ValueError` where several seeds would start
-    from the same weights"""
+    from the same weights
+
+    Args:
+        name: Its name, for messages and for the random stream of its weights
+        given: A module, `seed -> part`, or any other callable
+        seed: Of a part that is made
+        several: Whether others are made for other seeds
+
+    Returns:
+        A part that belongs to this seed alone
+    """
     if several and isinstance(given, nn.Module) and any(p.requires_grad for p in given.parameters()):
         raise ValueError(f"{name}: expected a function such as `lambda seed: ...` for several seeds, "
                          f"got one {type(given).__name__}, and all of them would start from its weights")
@@ -90,7 +117,11 @@ def own_part(
 
 # %% ../nbs/engine/04_models.ipynb #d51bff61
 class Encoded(nn.Module):
-    "A model that works on the context of an encoder, or on x itself where it has none"
+    """A model that works on the context of an encoder, or on x itself where it has none
+
+    Args:
+        encoder: Turns x into contexts, `(b, dim)`
+    """
     def __init__(self,
         encoder:nn.Module|None=None   # Turns x into contexts, `(b, dim)`
     ):
@@ -106,7 +137,11 @@ _encoders = []   # For token ids; the last one counts
 def register_encoder(
     make:Callable   # `seed -> module` with an attribute `dim`, the width of a context
 ):
-    "Set the encoder for rows of token ids, used where none is given"
+    """Set the encoder for rows of token ids, used where none is given
+
+    Args:
+        make: `seed -> module` with an attribute `dim`, the width of a context
+    """
     if not callable(make): raise ValueError(f"make: expected a function of a seed, got {make!r}")
     _encoders.append(make)
 
@@ -116,7 +151,17 @@ def encoder_for(
     seed:int=0,             # Of its initial weights
     several:bool=False      # Whether others are made for other seeds
 ):                          # The encoder; None for vectors, unless one is given
-    "The encoder for this kind of data; raises `ValueError` where it cannot read them"
+    """The encoder for this kind of data; raises `ValueError` where it cannot read them
+
+    Args:
+        x: Rows of data
+        make: A module with an attribute `dim`, or `seed -> module`; None takes the registered one
+        seed: Of its initial weights
+        several: Whether others are made for other seeds
+
+    Returns:
+        The encoder; None for vectors, unless one is given
+    """
     if make is None and not (is_text(x) and _encoders): return None
     encoder = own_part('encoder', _encoders[-1] if make is None else make, seed, several)
     if not isinstance(encoder, nn.Module) or not hasattr(encoder, 'dim'):

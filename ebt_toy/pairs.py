@@ -23,7 +23,18 @@ def signed(
     high:float,         # Largest absolute value
     g:torch.Generator   # Source of randomness
 ) -> Tensor:            # `(n, d)`, float32
-    "Numbers of either sign whose absolute values lie evenly in [low, high)"
+    """Numbers of either sign whose absolute values lie evenly in [low, high)
+
+    Args:
+        n: Rows
+        d: Columns
+        low: Least absolute value
+        high: Largest absolute value
+        g: Source of randomness
+
+    Returns:
+        `(n, d)`, float32
+    """
     size = low + (high - low)*torch.rand(n, d, generator=g, dtype=torch.float32)
     return size*(1 - 2*torch.randint(0, 2, (n, d), generator=g, dtype=torch.float32))
 
@@ -34,7 +45,18 @@ def matrices(
     high:float,         # Largest smallest singular value
     g:torch.Generator   # Source of randomness
 ) -> Tensor:            # `(n, d, d)`, float32; the other singular values lie in [½, 1)
-    "Matrices between random rotations, with a smallest singular value in [low, high)"
+    """Matrices between random rotations, with a smallest singular value in [low, high)
+
+    Args:
+        n: How many
+        d: Rows and columns of each
+        low: Least smallest singular value
+        high: Largest smallest singular value
+        g: Source of randomness
+
+    Returns:
+        `(n, d, d)`, float32; the other singular values lie in [½, 1)
+    """
     u,v = (torch.linalg.qr(torch.randn(n, d, d, generator=g, dtype=torch.float64)).Q for _ in range(2))
     s = 0.5 + 0.5*torch.rand(n, d, generator=g, dtype=torch.float64)
     s[:, 0] = low + (high - low)*torch.rand(n, generator=g, dtype=torch.float64)
@@ -67,7 +89,24 @@ def harder_data(
     seed:int=0,        # Of all three splits
     hardness:float=2.  # How far beyond training the test set goes, above 1
 ) -> SyntheticData:    # Float32 datasets
-    "Splits of which the test set is harder; raises `ValueError`"
+    """Splits of which the test set is harder; raises `ValueError`
+
+    Args:
+        draw: `(n, vec_size, *limits, g)` -> x and y
+        easy: Limits of training and validation
+        harder: `hardness` -> limits of the test set
+        stream: Of random numbers, beside the name of the split
+        size_train: Rows to train on
+        size_val: Rows to validate on
+        size_test: Harder rows to test on
+        vec_size: Numbers in y
+        device: Where the tensors end up
+        seed: Of all three splits
+        hardness: How far beyond training the test set goes, above 1
+
+    Returns:
+        Float32 datasets
+    """
     if check_positive('hardness', hardness) <= 1:
         raise ValueError(f"hardness: expected a number above 1, got {hardness}")
     def split(part, n, limits):

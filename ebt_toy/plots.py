@@ -24,12 +24,23 @@ from .models import predict
 
 # %% ../nbs/explorer/02_plots.ipynb #c5d7b6a4
 class Line(NamedTuple):
-    "The energy of one question's answers, along one coordinate of y"
+    """The energy of one question's answers, along one coordinate of y
+
+    Attributes:
+        u: `(n,)`: values of the coordinate
+        energies: `(n,)`
+    """
     u: np.ndarray          # `(n,)`: values of the coordinate
     energies: np.ndarray   # `(n,)`
 
 class Plane(NamedTuple):
-    "The energy of one question's answers, over two coordinates of y"
+    """The energy of one question's answers, over two coordinates of y
+
+    Attributes:
+        u: `(n,)`: values of the first coordinate
+        v: `(n,)`: values of the second
+        energies: `(n, n)`: entry `[i, j]` belongs to y = `(u[i], v[j])`
+    """
     u: np.ndarray          # `(n,)`: values of the first coordinate
     v: np.ndarray          # `(n,)`: values of the second
     energies: np.ndarray   # `(n, n)`: entry `[i, j]` belongs to y = `(u[i], v[j])`
@@ -40,7 +51,15 @@ def numbered(
     name:str,   # Of a vector, e.g. 'y'
     i:int       # Place in it, from 0
 ) -> str:       # E.g. 'y₁'
-    "The name of a coordinate in pictures and words, counted from 1"
+    """The name of a coordinate in pictures and words, counted from 1
+
+    Args:
+        name: Of a vector, e.g. 'y'
+        i: Place in it, from 0
+
+    Returns:
+        E.g. 'y₁'
+    """
     return name + str(i + 1).translate(_SUB)
 
 def _numbers(t):
@@ -79,7 +98,19 @@ def energy_line(
     at:Tensor|None=None,   # `(d_y,)`: values of the other coordinates; None takes the model's own answer
     size:int=241           # Number of values
 ) -> Line:                 # Numbers, as numpy arrays
-    "The energy along one coordinate of the answer to one question; raises `ValueError` on bad input"
+    """The energy along one coordinate of the answer to one question; raises `ValueError` on bad input
+
+    Args:
+        model: Its energy is drawn
+        x: One question, `(d_x,)` or `(1, d_x)`
+        dim: Which coordinate of y varies
+        limits: Its lowest and highest value
+        at: `(d_y,)`: values of the other coordinates; None takes the model's own answer
+        size: Number of values
+
+    Returns:
+        Numbers, as numpy arrays
+    """
     if not 0 <= dim < model.output_dim:
         raise ValueError(f"dim: expected a coordinate of y, from 0 to {model.output_dim - 1}, got {dim}")
     return Line(*_energy_grid(model, x, (dim,), limits, at, size))
@@ -92,7 +123,19 @@ def energy_plane(
     at:Tensor|None=None,   # `(d_y,)`: values of the other coordinates; None takes the model's own answer
     size:int=61            # Points along each side, at least 2
 ) -> Plane:                # Numbers, as numpy arrays
-    "The energy on a grid of answers to one question; raises `ValueError` on bad input"
+    """The energy on a grid of answers to one question; raises `ValueError` on bad input
+
+    Args:
+        model: Its energy is drawn
+        x: One question, `(d_x,)` or `(1, d_x)`
+        dims: Which two coordinates of y vary
+        limits: Lowest and highest value of both
+        at: `(d_y,)`: values of the other coordinates; None takes the model's own answer
+        size: Points along each side, at least 2
+
+    Returns:
+        Numbers, as numpy arrays
+    """
     d_y = model.output_dim
     if d_y < 2: raise ValueError(f"model: expected answers of at least 2 numbers, got output_dim={d_y}")
     if len(dims) != 2 or dims[0] == dims[1] or not set(dims) <= set(range(d_y)):
@@ -137,7 +180,22 @@ def plot_profile(
     color=COLORS['val'],         # Of the paths: blue for a question in distribution, orange out of distribution
     legend:bool=True             # Name the marks above the picture
 ):                               # The axes
-    "An energy as a curve, with guesses that roll down it; each stands at its own energy"
+    """An energy as a curve, with guesses that roll down it; each stands at its own energy
+
+    Args:
+        line: What `energy_line` returned
+        path: What `trace` returned: guesses `(steps + 1, n, d_y)` and their energies
+        truth: `(d_y,)`: the right answer
+        answers: Name -> `(d_y,)`: other answers to show
+        dim: Which coordinate of y the line follows
+        best: Which path to draw thick in black, e.g. the one that ends lowest
+        ax: Matplotlib axes; None makes new ones
+        color: Of the paths: blue for a question in distribution, orange out of distribution
+        legend: Name the marks above the picture
+
+    Returns:
+        The axes
+    """
     ax = new_axes() if ax is None else ax
     low,high = line.energies.min(),line.energies.max()
     bottom = low - 0.1*(high - low)
@@ -158,7 +216,15 @@ def contour_levels(
     energies:np.ndarray,   # Any shape; values that are not finite do not count
     n:int=12               # Spaces between contours
 ) -> np.ndarray:           # `(n + 1,)`, from the lowest energy to the highest
-    "Heights whose distance from the lowest energy grows with the square"
+    """Heights whose distance from the lowest energy grows with the square
+
+    Args:
+        energies: Any shape; values that are not finite do not count
+        n: Spaces between contours
+
+    Returns:
+        `(n + 1,)`, from the lowest energy to the highest
+    """
     finite = energies[np.isfinite(energies)].astype(float)       # the range of float32 exceeds float32
     low,high = (finite.min(), finite.max()) if finite.size else (0., 1.)
     return low + max(high - low, 1e-9 + 1e-6*abs(low))*np.linspace(0, 1, n + 1)**2
@@ -199,7 +265,23 @@ def plot_landscape(
     levels=12,              # Spaces between contours, or the heights of the contours
     legend:bool=True        # Name the marks above the picture
 ):                          # The axes
-    "Contours of an energy, light where it is low, and paths of guesses down it"
+    """Contours of an energy, light where it is low, and paths of guesses down it
+
+    Args:
+        plane: What `energy_plane` returned
+        guesses: `(steps + 1, n, d_y)`: paths of n guesses, as in `trace(...).guesses`
+        truth: `(d_y,)`: the right answer
+        answers: Name -> `(d_y,)`: other answers to show
+        dims: Which two coordinates of y the plane shows
+        best: Which path to draw thick in black, e.g. the one that ends lowest
+        ax: Matplotlib axes; None makes new ones
+        color: Of the paths: blue for a question in distribution, orange out of distribution
+        levels: Spaces between contours, or the heights of the contours
+        legend: Name the marks above the picture
+
+    Returns:
+        The axes
+    """
     ax,dims = new_axes(size=(3, 2.9)) if ax is None else ax,list(dims)
     _draw_plane(ax, plane, dims, levels)
     if guesses is not None:
@@ -238,7 +320,20 @@ def plot_steps(
     log:bool=False,        # Use a log scale
     best:int|None=None     # Which path to draw thick; None draws the median of all
 ):                         # The axes
-    "A quantity along the inner loop: each path thin, their median or the best one thick"
+    """A quantity along the inner loop: each path thin, their median or the best one thick
+
+    Args:
+        values: `(steps + 1, n)`: a quantity along n paths, the first guess first
+        ax: Matplotlib axes; None makes new ones
+        trained: Inner steps in training, marked by a dotted line
+        ylabel: What the values are, with their unit
+        color: Of all lines
+        log: Use a log scale
+        best: Which path to draw thick; None draws the median of all
+
+    Returns:
+        The axes
+    """
     ax,values = new_axes() if ax is None else ax,_numbers(values)
     values = np.where(np.isfinite(values), values, np.nan)
     if log: values,log = _above_zero(values)
@@ -263,7 +358,21 @@ def plot_landscape_training(
     color=COLORS['val'],   # Of the paths
     fig=None               # Matplotlib figure; None makes a new one
 ):                         # The figure, with one panel per checkpoint
-    "Landscape and paths at checkpoints, with common limits, starts and contour heights"
+    """Landscape and paths at checkpoints, with common limits, starts and contour heights
+
+    Args:
+        models_by_step: Updates -> `EBT`: one model at several moments of its training
+        x: One question, `(d_x,)` or `(1, d_x)`
+        truth: `(d_y,)`: the right answer
+        y0: `(n, d_y)`: initial guesses; None draws eight
+        dims: Which two coordinates of y to show
+        limits: Of both
+        color: Of the paths
+        fig: Matplotlib figure; None makes a new one
+
+    Returns:
+        The figure, with one panel per checkpoint
+    """
     n = len(models_by_step)
     axes = np.atleast_1d(new_axes(n, (2*n, 2.4)) if fig is None else fig.subplots(1, n))
     planes = [energy_plane(m, x, dims, limits) for m in models_by_step.values()]
@@ -279,7 +388,13 @@ def plot_landscape_training(
 
 # %% ../nbs/explorer/02_plots.ipynb #240b3cd4
 class Loop(NamedTuple):
-    "The rows of a data set along the inner loop, the first guess first"
+    """The rows of a data set along the inner loop, the first guess first
+
+    Attributes:
+        errors: `(steps + 1, n)`: mean squared error of each row; cross-entropy where answers are
+            classes
+        energies: `(steps + 1, n)`
+    """
     errors: np.ndarray     # `(steps + 1, n)`: mean squared error of each row; cross-entropy where answers are classes
     energies: np.ndarray   # `(steps + 1, n)`
 
@@ -294,7 +409,17 @@ def inner_loop(
     n_steps:int|None=None,   # Inner steps; None takes four times the model's own number
     seed:int=0               # Of the initial guesses
 ) -> Loop:                   # Errors and energies of each row at each step
-    "Follow every row of a data set along the inner loop"
+    """Follow every row of a data set along the inner loop
+
+    Args:
+        model: Its energy is descended
+        dataset: Holds `(x, y)`
+        n_steps: Inner steps; None takes four times the model's own number
+        seed: Of the initial guesses
+
+    Returns:
+        Errors and energies of each row at each step
+    """
     x,y = dataset.tensors
     path = trace(model, x, 4*model.n_optimization_steps if n_steps is None else n_steps, seed=seed)
     return Loop(_numbers(_row_errors(path.guesses, y)), _numbers(path.energies))
@@ -319,7 +444,19 @@ def plot_inner_loop(
     axes=None,               # Two matplotlib axes; None makes new ones
     seed:int=0               # Of the initial guesses
 ):                           # The two axes
-    "Error (left) and lost energy (right) along the inner loop: median and quartiles over the rows; mean error dashed"
+    """Error (left) and lost energy (right) along the inner loop: median and quartiles over the rows; mean error dashed
+
+    Args:
+        model: Its energy is descended
+        datasets: What `create_synthetic_data` returned (validation is ID, test OOD), or name -> data
+            set
+        n_steps: Inner steps; None takes four times the model's own number
+        axes: Two matplotlib axes; None makes new ones
+        seed: Of the initial guesses
+
+    Returns:
+        The two axes
+    """
     axes = new_axes(2, (6.8, 2.6)) if axes is None else axes
     for i,(name,d) in enumerate(_splits(datasets).items()):
         loop,color = inner_loop(model, d, n_steps, seed),_color(name, i)
@@ -345,7 +482,20 @@ def error_range(
     n:int=128,         # Draws of the other numbers, the same for each value
     seed:int=0         # Of these draws, and of initial guesses
 ) -> tuple:            # Values of the operand, `(k,)`, with ±1 among them; squared errors, `(k, n)`
-    "Squared error in and beyond the training range of one number of x; raises `ValueError` on bad input"
+    """Squared error in and beyond the training range of one number of x; raises `ValueError` on bad input
+
+    Args:
+        model: Any model
+        truth: `x -> y`: the right answers
+        input_dim: Numbers in x
+        limit: The operand runs from −limit to limit, above 1
+        operand: Which number of x runs
+        n: Draws of the other numbers, the same for each value
+        seed: Of these draws, and of initial guesses
+
+    Returns:
+        Values of the operand, `(k,)`, with ±1 among them; squared errors, `(k, n)`
+    """
     if not 0 <= operand < input_dim:
         raise ValueError(f"operand: expected a coordinate of x, from 0 to {input_dim - 1}, got {operand}")
     if check_positive('limit', limit) <= ID_LIMIT:
@@ -373,7 +523,20 @@ def plot_error_range(
     ax=None,           # Matplotlib axes; None makes new ones
     seed:int=0         # Of the other numbers of x, and of initial guesses
 ):                     # The axes
-    "MSE as one operand leaves the training range, one line style per model; median and range over seeds"
+    """MSE as one operand leaves the training range, one line style per model; median and range over seeds
+
+    Args:
+        models: Title -> model, or a list of models of several seeds
+        truth: `x -> y`: the right answers, e.g. `get_task('add').truth`
+        input_dim: Numbers in x
+        limit: The operand runs from −limit to limit, above 1
+        operand: Which number of x runs
+        ax: Matplotlib axes; None makes new ones
+        seed: Of the other numbers of x, and of initial guesses
+
+    Returns:
+        The axes
+    """
     ax = new_axes() if ax is None else ax
     for (title,m),ls in zip(models.items(), ['-', '--', ':', '-.']*9):
         several = m if isinstance(m, (list, tuple)) else [m]
@@ -393,7 +556,15 @@ def spearman(
     a,             # `(..., n)`
     b              # `(..., n)`
 ) -> np.ndarray:   # `(...)`, from −1 to 1; NaN where all of a or all of b are equal
-    "Spearman's rank correlation along the last axis; equal numbers share their mean rank"
+    """Spearman's rank correlation along the last axis; equal numbers share their mean rank
+
+    Args:
+        a: `(..., n)`
+        b: `(..., n)`
+
+    Returns:
+        `(...)`, from −1 to 1; NaN where all of a or all of b are equal
+    """
     twice = lambda t: np.sign(t[..., :, None] - t[..., None, :]).sum(-1)      # twice the rank, from its mean
     a,b = twice(_numbers(a)),twice(_numbers(b))
     with np.errstate(invalid='ignore'): return (a*b).sum(-1)/np.sqrt((a**2).sum(-1)*(b**2).sum(-1))
@@ -405,7 +576,18 @@ def judged_answers(
     n:int=128,               # Questions, the first ones of the data set
     seed:int=0               # Of the initial guesses
 ) -> Loop:                   # Errors and energies, each `(steps + 1, questions, starts)`
-    "Errors and energies of many answers to each question, along the model's own inner loop"
+    """Errors and energies of many answers to each question, along the model's own inner loop
+
+    Args:
+        model: Its energy judges
+        dataset: Holds `(x, y)`
+        starts: Initial guesses per question
+        n: Questions, the first ones of the data set
+        seed: Of the initial guesses
+
+    Returns:
+        Errors and energies, each `(steps + 1, questions, starts)`
+    """
     x,y = (t[:check_count('n', n)] for t in dataset.tensors)
     rows = TensorDataset(*(t.repeat_interleave(check_count('starts', starts), 0) for t in (x, y)))
     loop = inner_loop(model, rows, model.n_optimization_steps, seed)
@@ -420,7 +602,20 @@ def plot_energy_error(
     axes=None,      # Two matplotlib axes; None makes new ones
     seed:int=0      # Of the initial guesses
 ):                  # The two axes
-    "Energy and error across questions (left); rank correlation within a question along the inner loop (right)"
+    """Energy and error across questions (left); rank correlation within a question along the inner loop (right)
+
+    Args:
+        model: Its energy judges
+        datasets: What `create_synthetic_data` returned (validation is ID, test OOD), or name -> data
+            set
+        starts: Initial guesses per question
+        n: Questions of each data set
+        axes: Two matplotlib axes; None makes new ones
+        seed: Of the initial guesses
+
+    Returns:
+        The two axes
+    """
     axes = new_axes(2, (6.8, 2.6)) if axes is None else axes
     for i,(name,d) in enumerate(_splits(datasets).items()):
         errors,energies = judged_answers(model, d, starts, n, seed)
@@ -438,7 +633,15 @@ def plot_accuracy_by_depth(
     results:dict,   # Title -> what `accuracy_by_depth` returned
     ax=None         # Matplotlib axes; None makes new ones
 ):                  # The axes
-    "Accuracy against the depth of expressions, with 95 % intervals and the number of expressions"
+    """Accuracy against the depth of expressions, with 95 % intervals and the number of expressions
+
+    Args:
+        results: Title -> what `accuracy_by_depth` returned
+        ax: Matplotlib axes; None makes new ones
+
+    Returns:
+        The axes
+    """
     ax = new_axes(size=(5, 2.5)) if ax is None else ax
     counts = {d: n for r in results.values() for d,(_,n) in r.items()}
     for i,((title,r),marker,color) in enumerate(zip(results.items(), 'Dos^v'*9, ['k', 'C2', 'C3', 'C4', 'C5']*9)):

@@ -17,7 +17,15 @@ from .models import Encoded, precision
 
 # %% ../nbs/engine/09_practice.ipynb #4791f45f
 class Practice(NamedTuple):
-    "How the descent of training differs from that of a prediction"
+    """How the descent of training differs from that of a prediction
+
+    Attributes:
+        grad_steps: Last steps that carry gradients to the weights: a number, 'all' or 'implicit'
+        loss_at: Guesses that the loss judges: the 'last' one, or that after 'every' step
+        min_steps: A sample takes this many steps, or more, at random; None: always all of them
+        step_spread: s: the step size of a sample is drawn from [α/s, αs]
+        noise: Standard deviation of what is added to guesses between steps, in units of y
+    """
     grad_steps: int|str=1          # Last steps that carry gradients to the weights: a number, 'all' or 'implicit'
     loss_at: str='last'            # Guesses that the loss judges: the 'last' one, or that after 'every' step
     min_steps: int|None=None       # A sample takes this many steps, or more, at random; None: always all of them
@@ -30,7 +38,16 @@ def checked_practice(
     n_steps:int,        # Inner steps
     learn_step:bool     # Whether α is learned
 ) -> Practice:          # With `grad_steps` as a number (infinite for all), or 'each' or 'implicit'
-    "Refuse what makes no sense with a `ValueError`"
+    """Refuse what makes no sense with a `ValueError`
+
+    Args:
+        p: As asked for
+        n_steps: Inner steps
+        learn_step: Whether α is learned
+
+    Returns:
+        With `grad_steps` as a number (infinite for all), or 'each' or 'implicit'
+    """
     def refuse(name, expected): raise ValueError(f"{name}: expected {expected}, got {getattr(p, name)!r}")
     g = math.inf if p.grad_steps == 'all' else p.grad_steps
     if isinstance(g, str): check_known('grad_steps', g, ['all', 'implicit'])
@@ -47,7 +64,18 @@ def checked_practice(
 
 # %% ../nbs/engine/09_practice.ipynb #ee5ac17b
 class Descending(Encoded):
-    "A model that takes steps from a first guess: how many, how long, and from where"
+    """A model that takes steps from a first guess: how many, how long, and from where
+
+    Args:
+        output_dim: Numbers in y
+        n_optimization_steps: Steps of a prediction
+        step_size: α
+        practice: How training differs
+        encoder: Reads x once per prediction
+        start: First guesses: 'normal' (random), 'zeros', or a network of x that proposes them
+        learn_step: Whether α is learned, from `step_size` on
+        dtype: Of a learned α; None is float32
+    """
     def __init__(self,
         output_dim:int,                # Numbers in y
         n_optimization_steps:int,      # Steps of a prediction
@@ -108,7 +136,15 @@ def inverses(
     H:Tensor,        # Matrices, `(b, d, d)`
     rounds:int=20    # Each doubles the squared range of singular values that are inverted
 ) -> Tensor:         # `(b, d, d)`; directions a thousand times flatter than the steepest get less than their inverse
-    "Inverses by Newton's iteration A ← A(2 − HA) (Schulz 1933): products only, so that it can be compiled"
+    """Inverses by Newton's iteration A ← A(2 − HA) (Schulz 1933): products only, so that it can be compiled
+
+    Args:
+        H: Matrices, `(b, d, d)`
+        rounds: Each doubles the squared range of singular values that are inverted
+
+    Returns:
+        `(b, d, d)`; directions a thousand times flatter than the steepest get less than their inverse
+    """
     size = H.abs().sum(-1).amax(-1)*H.abs().sum(-2).amax(-1)
     A = H.mT/size[:, None, None].clamp(min=1e-30)
     for _ in range(rounds): A = 2*A - A @ H @ A

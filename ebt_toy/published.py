@@ -41,7 +41,20 @@ def published_data(
     device,           # Where the tensors end up
     seed:int=0        # Of all three splits
 ) -> SyntheticData:   # Matrices row by row
-    "Splits of a matrix task, the test set harder"
+    """Splits of a matrix task, the test set harder
+
+    Args:
+        draw: `(n, d, hard, g)` -> x and y
+        size_train: Rows to train on
+        size_val: Rows to validate on, of the same difficulty
+        size_test: Rows of the harder set
+        vec_size: Rows and columns of each matrix; 20 in the papers
+        device: Where the tensors end up
+        seed: Of all three splits
+
+    Returns:
+        Matrices row by row
+    """
     def split(part, n, hard):
         made = draw(n, vec_size, hard, generator(seed, draw.__name__, part))
         return TensorDataset(*(t.to(device) for t in made))

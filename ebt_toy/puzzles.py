@@ -24,20 +24,43 @@ def same_signs(
     p:Tensor,   # Predictions, `(b, d_y)`
     y:Tensor    # Solutions of −1 and 1, `(b, d_y)`
 ) -> Tensor:    # Share of rows, a scalar
-    "Share of answers with all signs right"
+    """Share of answers with all signs right
+
+    Args:
+        p: Predictions, `(b, d_y)`
+        y: Solutions of −1 and 1, `(b, d_y)`
+
+    Returns:
+        Share of rows, a scalar
+    """
     return (p*y > 0).all(-1).float().mean()
 
 def choices(
     y:Tensor,   # Numbers, `(b, d_y)`
     width:int   # Of a group: of these neighbours one is chosen
 ) -> Tensor:    # `(b, d_y/width)`, int64
-    "Which number of each group is the largest"
+    """Which number of each group is the largest
+
+    Args:
+        y: Numbers, `(b, d_y)`
+        width: Of a group: of these neighbours one is chosen
+
+    Returns:
+        `(b, d_y/width)`, int64
+    """
     return y.unflatten(-1, (-1, width)).argmax(-1)
 
 def solved_scoring(
     width=None   # `d_y` -> numbers in a group of which one is chosen; None reads signs
 ) -> Scoring:    # Trained by MSE; metric 'Solved'
-    "Mean squared error to train by, and the share of answers that are entirely right"
+    """Mean squared error to train by, and the share of answers that are entirely right
+
+    Args:
+        width: `d_y` -> numbers in a group of which one is chosen; None reads signs
+
+    Returns:
+        Trained by MSE; metric 'Solved'
+    """
     def same_choices(p, y):
         a,b = (choices(t, width(t.shape[-1])) for t in (p, y))
         return (a == b).all(-1).float().mean()
@@ -47,7 +70,14 @@ def solved_scoring(
 def recalled(
     data:SyntheticData    # Questions are compared by their scalar product
 ) -> Tensor:              # One answer for each test question
-    "The answer to the most similar training question"
+    """The answer to the most similar training question
+
+    Args:
+        data: Questions are compared by their scalar product
+
+    Returns:
+        One answer for each test question
+    """
     (x,y),(x_test,_) = (inputs_and_targets(ds) for ds in (data.train_dataset, data.test_dataset))
     def similar(q): return (q @ x.T - x.pow(2).sum(1)/2).argmax(1)
     return y[torch.cat([similar(q) for q in x_test.split(1024)])]
@@ -66,7 +96,20 @@ def puzzle_data(
     device,           # Where the tensors end up
     seed:int=0        # Of all three splits
 ) -> SyntheticData:   # Float32 datasets
-    "Splits of a puzzle, the test set harder"
+    """Splits of a puzzle, the test set harder
+
+    Args:
+        draw: `(n, vec_size, hard, g)` -> x and y
+        size_train: Rows to train on
+        size_val: Rows to validate on, of the same difficulty
+        size_test: Harder rows to test on
+        vec_size: Size of the puzzle
+        device: Where the tensors end up
+        seed: Of all three splits
+
+    Returns:
+        Float32 datasets
+    """
     data = published_data(draw, size_train, size_val, size_test, vec_size, device, seed)
     return data._replace(output_dim=data.train_dataset.tensors[1].shape[1])
 
@@ -87,7 +130,15 @@ def valid_prefix_sums(
     x:Tensor,   # Bits, `(n, d)`
     y:Tensor    # Answers of −1 and 1, `(n, d)`
 ) -> Tensor:    # `(n,)`, bool
-    "Whether each answer differs from the one before it exactly where the bit is 1"
+    """Whether each answer differs from the one before it exactly where the bit is 1
+
+    Args:
+        x: Bits, `(n, d)`
+        y: Answers of −1 and 1, `(n, d)`
+
+    Returns:
+        `(n,)`, bool
+    """
     before = torch.cat([torch.ones_like(y[:, :1]), y[:, :-1]], dim=1)
     return ((y != before) == (x == 1)).all(1) & (y.abs() == 1).all(1)
 
@@ -98,7 +149,15 @@ def solutions(
     conflicts:Tensor,   # `(d, d)`: 1 where two choices exclude each other
     width:int           # Choices in a group, next to each other
 ) -> Tensor:            # `(m, d)`, 0 or 1: all of them
-    "All ways to choose one of each group without a conflict"
+    """All ways to choose one of each group without a conflict
+
+    Args:
+        conflicts: `(d, d)`: 1 where two choices exclude each other
+        width: Choices in a group, next to each other
+
+    Returns:
+        `(m, d)`, 0 or 1: all of them
+    """
     boards = torch.zeros(1, len(conflicts))
     for start in range(0, len(conflicts), width):
         free = (boards @ conflicts)[:, start:start + width] == 0
@@ -115,7 +174,18 @@ def dig(
     keep:int,           # Givens to leave, if that many can be spared
     g:torch.Generator   # Source of randomness
 ) -> Tensor:            # Questions, `(n, d)`
-    "Take givens away as long as the solution stays the only one"
+    """Take givens away as long as the solution stays the only one
+
+    Args:
+        boards: All solutions, `(m, d)`
+        width: Choices in a group
+        y: Some of them, one per question, `(n, d)`
+        keep: Givens to leave, if that many can be spared
+        g: Source of randomness
+
+    Returns:
+        Questions, `(n, d)`
+    """
     x,groups = y.clone(),torch.arange(y.shape[1]//width)
     for group in torch.rand(len(y), len(groups), generator=g).argsort(1).unbind(1):
         gone = (groups == group[:, None]).repeat_interleave(width, dim=1)
@@ -132,7 +202,19 @@ def drawn_puzzles(
     hard:bool,          # Whether no given can be spared and the solutions are those that training never shows
     g:torch.Generator   # Source of randomness
 ) -> tuple:             # Questions and solutions, `(n, d)` each
-    "Questions with one solution, for training or to test on"
+    """Questions with one solution, for training or to test on
+
+    Args:
+        boards: All solutions, `(m, d)`
+        width: Choices in a group
+        n: Questions
+        keep: Givens in training
+        hard: Whether no given can be spared and the solutions are those that training never shows
+        g: Source of randomness
+
+    Returns:
+        Questions and solutions, `(n, d)` each
+    """
     shown = torch.randperm(len(boards), generator=generator(0, 'shown'))
     unseen = max(1, len(boards)//4)
     some = shown[:unseen] if hard else shown[unseen:]
@@ -154,7 +236,14 @@ def _sudoku(n, d, hard, g):
 def valid_sudoku(
     y:Tensor    # Answers, `(n, 64)`; the largest of each four numbers counts
 ) -> Tensor:    # `(n,)`, bool
-    "Whether each digit is once in each row, column and block"
+    """Whether each digit is once in each row, column and block
+
+    Args:
+        y: Answers, `(n, 64)`; the largest of each four numbers counts
+
+    Returns:
+        `(n,)`, bool
+    """
     cells = choices(y, 4).unflatten(1, (4, 4))
     blocks = cells.unflatten(1, (2, 2)).unflatten(3, (2, 2)).transpose(2, 3).reshape(-1, 4, 4)
     digits = torch.arange(4, device=y.device)
@@ -176,7 +265,14 @@ def _queens(n, d, hard, g):
 def valid_queens(
     y:Tensor    # Answers, `(n, N²)`; the largest number of each row is its queen
 ) -> Tensor:    # `(n,)`, bool
-    "Whether the queens of any two rows are in different columns and on different diagonals"
+    """Whether the queens of any two rows are in different columns and on different diagonals
+
+    Args:
+        y: Answers, `(n, N²)`; the largest number of each row is its queen
+
+    Returns:
+        `(n,)`, bool
+    """
     col = choices(y, int(y.shape[1]**0.5))
     away = torch.arange(col.shape[1], device=y.device)
     def distinct(t): return (t.sort(1).values.diff(dim=1) > 0).all(1)

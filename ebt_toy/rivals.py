@@ -28,7 +28,21 @@ from .update import device_of, guesses_for, mlp, n_rows
 
 # %% ../nbs/methods/06_rivals.ipynb #18b10ffa
 class Recurrent(Encoded):
-    "Predicts by repeating y ← κy + g(x, y), with one network g for all steps and no energy"
+    """Predicts by repeating y ← κy + g(x, y), with one network g for all steps and no energy
+
+    Args:
+        input_dim: Numbers in x
+        output_dim: Numbers in y, or classes
+        n_optimization_steps: Steps of a prediction
+        latent_dim: Width of the hidden layers of g
+        activation: One of `ebt_toy.update.activations`
+        grad_steps: Last steps that carry gradients to the weights, or 'all', or 'implicit'
+        keep: κ, the share of the old guess that a step keeps: 1 adds to it, 0 replaces it
+        start: First guesses: 'normal' (random) or 'zeros'
+        seed: Of the initial weights
+        encoder: Reads x once per prediction; g then gets its output in place of x
+        n_layers: Hidden layers of g
+    """
     def __init__(self,
         input_dim:int,               # Numbers in x
         output_dim:int,              # Numbers in y, or classes
@@ -80,7 +94,17 @@ def resting_step(
     y:Tensor,        # Where its repetition has come to rest
     rounds:int=20    # Of `inverses`; what it cannot invert in them, where I − J is nearly singular, counts less
 ) -> Tensor:         # `step(y)`, with the gradients of the rest point to the weights
-    "One more step, with the gradients of the point where all steps rest: (I − J)⁻¹ ∂step/∂θ"
+    """One more step, with the gradients of the point where all steps rest: (I − J)⁻¹ ∂step/∂θ
+
+    Args:
+        step: `(b, d_y) -> (b, d_y)`, differentiable
+        y: Where its repetition has come to rest
+        rounds: Of `inverses`; what it cannot invert in them, where I − J is nearly singular, counts
+            less
+
+    Returns:
+        `step(y)`, with the gradients of the rest point to the weights
+    """
     new = step(y)
     with torch.no_grad():
         J = torch.stack([slope(lambda y: step(y)[:, i].sum(), y) for i in range(y.shape[1])], dim=1)
@@ -140,7 +164,44 @@ def train_recurrent(
     callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; if one returns False, the run ends
     progress:bool=True            # Show a progress bar where someone can watch it
 ) -> Recurrent|list:              # Trained, with `history` and `test_dataset`; a list for several seeds
-    "Train a network that is repeated, without an energy; raises `ValueError` on bad input"
+    """Train a network that is repeated, without an energy; raises `ValueError` on bad input
+
+    Args:
+        train_dataset: `(x, y)`, on the device to train on
+        val_dataset: In distribution, for watching
+        test_dataset: Out of distribution, for watching
+        input_dim: Numbers in x
+        output_dim: Numbers in y, or classes
+        n_optimization_steps: Steps of a prediction
+        latent_dim: Width of the hidden layers
+        batch_size: Samples per update
+        num_epochs: Another name for `num_steps`
+        lr: Adam's learning rate
+        num_steps: Optimizer updates; None is 10,000
+        activation: One of `ebt_toy.update.activations`
+        seed: Of weights, batch order and first guesses
+        seeds: Several of them, or how many: trains as many models side by side
+        grad_steps: Last steps that carry gradients to the weights; or 'all', or 'implicit'
+        keep: Share of the old guess that a step keeps: 1 adds to it, 0 replaces it
+        start: First guesses: 'normal' (random) or 'zeros'
+        encoder: A module that reads x, or `seed -> module`; None: `TokenEncoder` for token ids
+        n_layers: Hidden layers
+        report: Receives each line of the report; None is quiet
+        schedule: Learning rate over the run: 'constant', or 'cosine' down to 0
+        warmup: Updates over which it rises first
+        clip: Largest norm of the gradient of a model; None clips nothing
+        weight_decay: Of AdamW, decoupled; 0 is plain Adam
+        scoring: Loss and metric; None takes what suits the targets
+        eval_every: Updates between evaluations; None evaluates ten times
+        compile: Compile the updates: True, False, or 'auto' for where it pays
+        patience: End after so many evaluations without a new minimum of any seed's validation loss
+        keep_best: At the end, put the weights of its best validation loss into each model
+        callback: `(model, history)`, after each evaluation; if one returns False, the run ends
+        progress: Show a progress bar where someone can watch it
+
+    Returns:
+        Trained, with `history` and `test_dataset`; a list for several seeds
+    """
     options = fit_options(locals()) | dict(num_steps=count_updates(num_steps, num_epochs, 10_000))
     datasets,given = (train_dataset, val_dataset, test_dataset),(n_optimization_steps, latent_dim, activation)
     def build(seed, reader, width):
@@ -154,7 +215,18 @@ register_model('fixed_point', train_fixed_point, 'Fixed point');
 
 # %% ../nbs/methods/06_rivals.ipynb #6df1583b
 class Ensemble(Encoded):
-    "Several feedforward networks in one: in training the answer of each, in evaluation their mean"
+    """Several feedforward networks in one: in training the answer of each, in evaluation their mean
+
+    Args:
+        input_dim: Numbers in x
+        output_dim: Numbers in y, or classes
+        members: Networks
+        latent_dim: Width of the hidden layers of each
+        activation: One of `ebt_toy.update.activations`
+        seed: Of the initial weights of all
+        encoder: Reads x, for all members; they then get its output in place of x
+        n_layers: Hidden layers of each
+    """
     def __init__(self,
         input_dim:int,        # Numbers in x
         output_dim:int,       # Numbers in y, or classes
@@ -215,7 +287,41 @@ def train_ensemble(
     callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; if one returns False, the run ends
     progress:bool=True            # Show a progress bar where someone can watch it
 ) -> Ensemble|list:               # Trained, with `history` and `test_dataset`; a list for several seeds
-    "Train several feedforward networks in one model; raises `ValueError` on bad input"
+    """Train several feedforward networks in one model; raises `ValueError` on bad input
+
+    Args:
+        train_dataset: `(x, y)`, on the device to train on
+        val_dataset: In distribution, for watching
+        test_dataset: Out of distribution, for watching
+        input_dim: Numbers in x
+        output_dim: Numbers in y, or classes
+        members: Networks
+        latent_dim: Width of the hidden layers of each
+        batch_size: Samples per update, the same for all members
+        num_epochs: Another name for `num_steps`
+        lr: Adam's learning rate
+        num_steps: Optimizer updates; None is 50,000
+        activation: One of `ebt_toy.update.activations`
+        seed: Of weights and batch order
+        seeds: Several of them, or how many: trains as many ensembles side by side
+        encoder: A module that reads x, or `seed -> module`; None: `TokenEncoder` for token ids
+        n_layers: Hidden layers of each
+        report: Receives each line of the report; None is quiet
+        schedule: Learning rate over the run: 'constant', or 'cosine' down to 0
+        warmup: Updates over which it rises first
+        clip: Largest norm of the gradient of an ensemble; None clips nothing
+        weight_decay: Of AdamW, decoupled; 0 is plain Adam
+        scoring: Loss and metric; None takes what suits the targets
+        eval_every: Updates between evaluations; None evaluates ten times
+        compile: Compile the updates: True, False, or 'auto' for where it pays
+        patience: End after so many evaluations without a new minimum of any seed's validation loss
+        keep_best: At the end, put the weights of its best validation loss into each model
+        callback: `(model, history)`, after each evaluation; if one returns False, the run ends
+        progress: Show a progress bar where someone can watch it
+
+    Returns:
+        Trained, with `history` and `test_dataset`; a list for several seeds
+    """
     options = fit_options(locals()) | dict(num_steps=count_updates(num_steps, num_epochs, 50_000))
     datasets = train_dataset,val_dataset,test_dataset
     given = output_dim,members,latent_dim,activation
@@ -249,7 +355,15 @@ class NMU(nn.Module):
 
 # %% ../nbs/methods/06_rivals.ipynb #a95fb48a
 class Arithmetic(Encoded):
-    "Sums of x (NAU), then products of those (NMU)"
+    """Sums of x (NAU), then products of those (NMU)
+
+    Args:
+        input_dim: Numbers in x
+        output_dim: Numbers in y
+        latent_dim: Sums; None takes twice as many as x has numbers
+        seed: Of the initial weights
+        encoder: Reads x; the layers then get its output in place of x
+    """
     def __init__(self,
         input_dim:int,               # Numbers in x
         output_dim:int,              # Numbers in y
@@ -292,7 +406,38 @@ def train_arithmetic(
     callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; if one returns False, the run ends
     progress:bool=True            # Show a progress bar where someone can watch it
 ) -> Arithmetic|list:             # Trained, with `history` and `test_dataset`; a list for several seeds
-    "Train a NAU and an NMU layer, without their sparsity penalty; raises `ValueError` on bad input"
+    """Train a NAU and an NMU layer, without their sparsity penalty; raises `ValueError` on bad input
+
+    Args:
+        train_dataset: `(x, y)`, on the device to train on
+        val_dataset: In distribution, for watching
+        test_dataset: Out of distribution, for watching
+        input_dim: Numbers in x
+        output_dim: Numbers in y
+        latent_dim: Sums between the layers; None takes twice as many as x has numbers
+        batch_size: Samples per update
+        num_epochs: Another name for `num_steps`
+        lr: Adam's learning rate
+        num_steps: Optimizer updates; None is 10,000
+        seed: Of weights and batch order
+        seeds: Several of them, or how many: trains as many models side by side
+        encoder: A module that reads x, or `seed -> module`; None: `TokenEncoder` for token ids
+        report: Receives each line of the report; None is quiet
+        schedule: Learning rate over the run: 'constant', or 'cosine' down to 0
+        warmup: Updates over which it rises first
+        clip: Largest norm of the gradient of a model; None clips nothing
+        weight_decay: Of AdamW, decoupled; 0 is plain Adam
+        scoring: Loss and metric; None takes what suits the targets
+        eval_every: Updates between evaluations; None evaluates ten times
+        compile: Compile the updates: True, False, or 'auto' for where it pays
+        patience: End after so many evaluations without a new minimum of any seed's validation loss
+        keep_best: At the end, put the weights of its best validation loss into each model
+        callback: `(model, history)`, after each evaluation; if one returns False, the run ends
+        progress: Show a progress bar where someone can watch it
+
+    Returns:
+        Trained, with `history` and `test_dataset`; a list for several seeds
+    """
     options = fit_options(locals()) | dict(num_steps=count_updates(num_steps, num_epochs, 10_000))
     datasets = train_dataset,val_dataset,test_dataset
     def build(s, reader, width): return Arithmetic(width, output_dim, latent_dim, s, reader)

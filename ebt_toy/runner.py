@@ -30,7 +30,14 @@ from .update import count_params, device_of
 # %% ../nbs/05_runner.ipynb #a87abedb
 @dataclass(frozen=True)
 class Recipe:
-    "A model that takes part in comparisons"
+    """A model that takes part in comparisons
+
+    Attributes:
+        name: Key in the registry, e.g. 'ebt'
+        train: `(train, val, test, input_dim, output_dim, ..., seed, report)` -> trained module with
+            `history`
+        title: For reports and figures
+    """
     name: str         # Key in the registry, e.g. 'ebt'
     train: Callable   # `(train, val, test, input_dim, output_dim, ..., seed, report)` -> trained module with `history`
     title: str        # For reports and figures
@@ -43,7 +50,17 @@ def register_model(
     train:Callable, # Its training function: takes what a run provides, its own settings, and `**options` for `fit`
     title:str=None  # For reports; None writes the name in capitals
 ) -> Recipe:        # The registered recipe
-    "Register a model for `run_main`; registering the name again replaces it"
+    """Register a model for `run_main`; registering the name again replaces it
+
+    Args:
+        name: Its name in the registry
+        train: Its training function: takes what a run provides, its own settings, and `**options` for
+            `fit`
+        title: For reports; None writes the name in capitals
+
+    Returns:
+        The registered recipe
+    """
     if not callable(train): raise ValueError(f"train: expected a function, got {train!r}")
     _recipes[name] = Recipe(name, train, title or name.upper())
     return _recipes[name]
@@ -51,7 +68,14 @@ def register_model(
 def recipe_title(
     name:str   # A registered model
 ) -> str:      # For reports and figures
-    "The title of a model"
+    """The title of a model
+
+    Args:
+        name: A registered model
+
+    Returns:
+        For reports and figures
+    """
     return _recipes[name].title
 
 register_model('ebt', train_energy_model)
@@ -61,7 +85,14 @@ register_model('ffn', train_feedforward);
 def default_config(
     name:str   # A registered model
 ) -> dict:     # Setting -> default
-    "The settings a model accepts, read off its training function"
+    """The settings a model accepts, read off its training function
+
+    Args:
+        name: A registered model
+
+    Returns:
+        Setting -> default
+    """
     train = _recipes[check_known('model', name, _recipes)].train
     params = list(inspect.signature(train).parameters.values())[5:]      # after the data
     return {p.name: p.default for p in params if p.name not in _FROM_THE_RUN and p.kind != p.VAR_KEYWORD}
@@ -70,7 +101,14 @@ def default_config(
 def chosen_models(
     model_type:str|list   # 'both', 'all', a registered name, or a list of names
 ) -> list[str]:           # Names
-    "Which models a run trains"
+    """Which models a run trains
+
+    Args:
+        model_type: 'both', 'all', a registered name, or a list of names
+
+    Returns:
+        Names
+    """
     groups = {'both': ['ebt', 'ffn'], 'all': list(_recipes)}
     if isinstance(model_type, str): model_type = groups.get(model_type, [model_type])
     if not model_type: raise ValueError("model_type: expected at least one model, got none")
@@ -84,7 +122,16 @@ def full_config(
     config:dict|None,  # Settings that differ from the defaults
     task:str|None=None # A registered task, whose own settings come before the model's defaults
 ) -> dict:             # Every setting
-    "A model's settings with the defaults filled in; raises `ValueError` on an unknown key"
+    """A model's settings with the defaults filled in; raises `ValueError` on an unknown key
+
+    Args:
+        name: A registered model
+        config: Settings that differ from the defaults
+        task: A registered task, whose own settings come before the model's defaults
+
+    Returns:
+        Every setting
+    """
     defaults,config = default_config(name),{} if config is None else config
     if not isinstance(config, dict): raise ValueError(f"{name}_config: expected a dict, got {config!r}")
     for k in config: check_known(f'{name}_config key', k, defaults)
@@ -97,7 +144,16 @@ def all_configs(
     given:dict,           # `<name>_config` of one model, or a setting that several may share
     task:str              # A registered task
 ) -> dict[str,dict]:      # By model: every setting
-    "Full settings of every chosen model; raises `ValueError` for a setting that none of them has"
+    """Full settings of every chosen model; raises `ValueError` for a setting that none of them has
+
+    Args:
+        model_type: Which models
+        given: `<name>_config` of one model, or a setting that several may share
+        task: A registered task
+
+    Returns:
+        By model: every setting
+    """
     names,own = chosen_models(model_type),[f'{n}_config' for n in _recipes]
     known = {n: default_config(n) for n in names}
     anywhere = {k for n in _recipes for k in default_config(n)}
@@ -176,7 +232,15 @@ def insist(
     results,     # `Results` of the run, marked as interrupted where it was
     f:Callable   # Called without arguments
 ):               # What it returned
-    "Call `f`; after Ctrl-C call it once more, so that nothing trained is lost, and mark the run as interrupted"
+    """Call `f`; after Ctrl-C call it once more, so that nothing trained is lost, and mark the run as interrupted
+
+    Args:
+        results: `Results` of the run, marked as interrupted where it was
+        f: Called without arguments
+
+    Returns:
+        What it returned
+    """
     try: return f()
     except KeyboardInterrupt: results.interrupted = True
     return f()
@@ -204,7 +268,17 @@ def _result(name, config, results, report, fit_options):
 
 # %% ../nbs/05_runner.ipynb #f44223fd
 class Results(dict):
-    "Results by model name; the attributes hold what the models share"
+    """Results by model name; the attributes hold what the models share
+
+    Args:
+        task: Name of the task
+        data: `SyntheticData` that all models saw
+        settings: Sizes and seed
+        device: Where they trained
+        seeds: Of the models
+        options: Of the task
+        single: Whether each model is one, and its scores are numbers without lists
+    """
     def __init__(self,
         task:str,       # Name of the task
         data,           # `SyntheticData` that all models saw
@@ -232,7 +306,16 @@ def paired_wins(
     a:str,              # A model's name
     b:str               # Another's
 ) -> tuple:             # Wins of a over b on the test set (a tie is none, NaN loses), and number of seeds
-    "In how many seeds one model beats another"
+    """In how many seeds one model beats another
+
+    Args:
+        results: Of several seeds
+        a: A model's name
+        b: Another's
+
+    Returns:
+        Wins of a over b on the test set (a tie is none, NaN loses), and number of seeds
+    """
     x,y = (np.array(results[n][f'test_{results.metric}_seeds']) for n in (a, b))
     n = min(len(x), len(y))      # seeds that both have: Ctrl-C may leave one with fewer
     x,y = x[:n],y[:n]
@@ -275,7 +358,14 @@ def _banner(*lines): return '\n'.join(['='*80, *lines, '='*80])
 def summary(
     results:Results   # What `run_main` returned
 ) -> str:             # Some lines of text
-    "The end of a report: the settings, what simple rules score, how each model did, and which was best"
+    """The end of a report: the settings, what simple rules score, how each model did, and which was best
+
+    Args:
+        results: What `run_main` returned
+
+    Returns:
+        Some lines of text
+    """
     s,several = results.settings,len(results.seeds) > 1
     kind = get_task(results.task).test_kind(**results.options)
     seeds = ', '.join(map(str, results.seeds)) + " (medians, with lowest and highest)"*several
@@ -343,7 +433,32 @@ def run_main(
     data:SyntheticData|None=None, # Data in place of what the task makes, e.g. from `read_data`; they bring their sizes
     **settings                    # `<name>_config` of other models, or settings for each model that has them
 ) -> Results:                     # By model: `model`, scores, `history`, `config`, `flops`, `status` and more
-    "Make data, train models one after another, and compare; raises `ValueError` on bad input before any training"
+    """Make data, train models one after another, and compare; raises `ValueError` on bad input before any training
+
+    Args:
+        task: A registered task
+        vec_size: Numbers in each operand
+        size_train: Training samples
+        size_val: Validation samples, in distribution
+        size_test: Test samples, out of distribution
+        model_type: 'both', 'all', a registered model, or a list of them
+        ebt_config: Settings of the EBT that differ from its defaults
+        ffn_config: Settings of the FFN that differ from its defaults
+        seed: Of data, weights, batch order and first guesses
+        device: None takes CUDA when there is one
+        seeds: Seeds of the models, or their number; `seed` is then the data's alone
+        compile: Compile the updates: True, False, or 'auto' for where it pays
+        report: Receives each line of the report; None is quiet
+        task_options: Options of the task, passed to `create_synthetic_data`
+        eval_every: Updates between evaluations; None evaluates ten times
+        callback: `(model, history)`, after each evaluation; False ends the run of that model
+        progress: Show progress bars where someone can watch them
+        data: Data in place of what the task makes, e.g. from `read_data`; they bring their sizes
+        **settings: `<name>_config` of other models, or settings for each model that has them
+
+    Returns:
+        By model: `model`, scores, `history`, `config`, `flops`, `status` and more
+    """
     say = (tell if report is print else report) or (lambda line: None)
     configs = all_configs(model_type, dict(ebt_config=ebt_config, ffn_config=ffn_config) | settings, task)
     sizes = dict(vec_size=vec_size, size_train=size_train, size_val=size_val, size_test=size_test, seed=seed)

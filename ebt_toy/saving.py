@@ -23,7 +23,15 @@ def plot_results(
     results:Results,  # What `run_main` returned
     ax=None           # Matplotlib axes; None makes new ones
 ):                    # The axes
-    "Losses of all models against training arithmetic; of several seeds the median and the range"
+    """Losses of all models against training arithmetic; of several seeds the median and the range
+
+    Args:
+        results: What `run_main` returned
+        ax: Matplotlib axes; None makes new ones
+
+    Returns:
+        The axes
+    """
     ax = new_axes() if ax is None else ax
     for (n,r),ls in zip(results.items(), ['-', '--', ':', '-.']*9):
         if len(r['history']): r['history'].plot(ax, title=recipe_title(n), ls=ls, flops=True)
@@ -41,7 +49,14 @@ def _write(folder, makers, failed):
 def check_folder(
     folder   # Folder for results
 ) -> Path:   # A folder that exists and can be written to
-    "Make a folder; raises `ValueError` where that is not possible"
+    """Make a folder; raises `ValueError` where that is not possible
+
+    Args:
+        folder: Folder for results
+
+    Returns:
+        A folder that exists and can be written to
+    """
     folder = user_path(folder, 'folder')
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +104,11 @@ def _png(draw):
 def prepare_saving(
     folder   # Folder for results
 ):
-    "Refuse a bad folder early, and load Matplotlib: an import that Ctrl-C breaks off cannot be repeated"
+    """Refuse a bad folder early, and load Matplotlib: an import that Ctrl-C breaks off cannot be repeated
+
+    Args:
+        folder: Folder for results
+    """
     check_folder(folder)
     with suppress(OSError): _png(lambda ax: None)   # Matplotlib fails without a cache folder; saving reports it later
 
@@ -105,7 +124,15 @@ def save_results(
     folder            # Made if it does not exist; an earlier run in it is replaced
 ) -> Path:            # The folder
     """Save settings, scores, histories and training curves. Raises `ValueError` where the folder cannot be written to,
-    and `OSError` that names each file that could not"""
+    and `OSError` that names each file that could not
+
+    Args:
+        results: What `run_main` returned
+        folder: Made if it does not exist; an earlier run in it is replaced
+
+    Returns:
+        The folder
+    """
     folder = check_folder(folder)
     trained = {n: r['history'] for n,r in results.items() if len(r['history'])}
     makers,failed = {f'{n}.csv': partial(_csv, h) for n,h in trained.items()},{}

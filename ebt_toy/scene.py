@@ -37,14 +37,29 @@ def training_limits(
     task:str,   # Name of a task, or ''
     d_x:int     # Numbers in x
 ) -> tuple:     # `(least, largest)` for each
-    "Between which absolute values the numbers of a question lay in training"
+    """Between which absolute values the numbers of a question lay in training
+
+    Args:
+        task: Name of a task, or ''
+        d_x: Numbers in x
+
+    Returns:
+        `(least, largest)` for each
+    """
     usual,hard = (0., ID_LIMIT),NUMBERWISE[task][2] if task in NUMBERWISE else (0., ID_LIMIT)
     return (usual,)*(d_x//2) + (hard,)*(d_x - d_x//2) if task == 'divide' else (hard,)*d_x
 
 def range_words(
     task:str    # Name of a task, or ''
 ) -> str:       # E.g. 'from −1 to 1'
-    "The training range in words"
+    """The training range in words
+
+    Args:
+        task: Name of a task, or ''
+
+    Returns:
+        E.g. 'from −1 to 1'
+    """
     if task not in NUMBERWISE: return 'from −1 to 1'
     size = '{:g} to {:g}'.format(*NUMBERWISE[task][2])
     return f'a from −1 to 1, |b| from {size}' if task == 'divide' else f'|x| from {size}'
@@ -52,7 +67,16 @@ def range_words(
 # %% ../nbs/explorer/04_scene.ipynb #585c992d
 @dataclass(frozen=True)
 class ModelSet:
-    "An energy-based model at several moments of its training, and what it is compared with"
+    """An energy-based model at several moments of its training, and what it is compared with
+
+    Attributes:
+        models: Updates -> energy-based model, in order of training
+        rivals: Updates -> feedforward network after as many; may be empty
+        truth: `x -> y`: the right answers, where they are known
+        x: The first question, d_x numbers
+        task: Name of the task, where it is known
+        comparisons: What `compare` has computed so far
+    """
     models: dict           # Updates -> energy-based model, in order of training
     rivals: dict           # Updates -> feedforward network after as many; may be empty
     truth: Callable|None   # `x -> y`: the right answers, where they are known
@@ -73,7 +97,14 @@ FIRST = dict(divide=(0.5, -0.6, 0.7, 0.8))     # First question of a task where 
 def pretrained_set(
     task:str     # 'add', 'multiply' or 'divide'
 ) -> ModelSet:   # With x of four numbers, two for each operand
-    "The models that come with the package, read once"
+    """The models that come with the package, read once
+
+    Args:
+        task: 'add', 'multiply' or 'divide'
+
+    Returns:
+        With x of four numbers, two for each operand
+    """
     by_step = lambda kind: {s: pretrained(task, kind, s) for s in pretrained_steps(task, kind)}
     return ModelSet(by_step('ebt'), by_step('ffn'), get_task(task).truth, FIRST.get(task, QUESTION), task)
 
@@ -107,7 +138,17 @@ def model_set(
     rival=None,        # Another model for the same task, or `{updates: model}`
     x=None             # The first question, `(d_x,)`; None takes one from the model's test set
 ) -> ModelSet:         # Ready for the explorer
-    "A set with a model of your own; raises `ValueError` for a model that cannot be shown"
+    """A set with a model of your own; raises `ValueError` for a model that cannot be shown
+
+    Args:
+        model: An `EBT`, or `{updates: EBT}`
+        task: The task it was trained on, if that has a formula for the right answers
+        rival: Another model for the same task, or `{updates: model}`
+        x: The first question, `(d_x,)`; None takes one from the model's test set
+
+    Returns:
+        Ready for the explorer
+    """
     models = _by_updates(model)
     for m in models.values(): _check_shown(m)
     rivals = {} if rival is None else rival if isinstance(rival, dict) else {s: rival for s in models}
@@ -119,7 +160,19 @@ def model_set(
 # %% ../nbs/explorer/04_scene.ipynb #5847b83e
 @dataclass(frozen=True)
 class ViewOptions:
-    "Which question, which moment of training, and how to descend"
+    """Which question, which moment of training, and how to descend
+
+    Attributes:
+        x: The question, d_x numbers
+        updates: Moment of training
+        start: Where the first path starts, in the coordinates shown
+        starts: Number of initial guesses; all except for the first are drawn at random
+        steps: Inner steps
+        step_size: α
+        noise: Standard deviation of the Langevin noise added after each step
+        dims: The coordinates of y that are shown: two, or the only one
+        rule: Step rule, one of `RULES`
+    """
     x: tuple                  # The question, d_x numbers
     updates: int              # Moment of training
     start: tuple=(-1.5, 1.5)  # Where the first path starts, in the coordinates shown
@@ -133,7 +186,14 @@ class ViewOptions:
 def default_view(
     shown:ModelSet     # The models
 ) -> ViewOptions:      # The first question, the last moment of training, inner steps as in training
-    "The options to begin with"
+    """The options to begin with
+
+    Args:
+        shown: The models
+
+    Returns:
+        The first question, the last moment of training, inner steps as in training
+    """
     updates = list(shown.models)[-1]
     model = shown.models[updates]
     n = min(2, model.output_dim)
@@ -147,7 +207,15 @@ def in_training_range(
     x,             # A question, numbers
     limits=None    # From `training_limits`; None: all in [−1, 1]
 ) -> bool:         # Do all of them lie there?
-    "Is a question like those seen in training?"
+    """Is a question like those seen in training?
+
+    Args:
+        x: A question, numbers
+        limits: From `training_limits`; None: all in [−1, 1]
+
+    Returns:
+        Do all of them lie there?
+    """
     return not any(map(_outside, x, limits or training_limits('', len(x))))
 
 def _random_questions(shown, in_range, n=500):
@@ -160,7 +228,13 @@ def _random_questions(shown, in_range, n=500):
 
 # %% ../nbs/explorer/04_scene.ipynb #44226bce
 class Comparison(NamedTuple):
-    "A model and its rival on many questions"
+    """A model and its rival on many questions
+
+    Attributes:
+        mse: Mean squared error of the model
+        rival_mse: Of its rival
+        nearer: Share of questions where the model is nearer to the truth, 0 to 1
+    """
     mse: float        # Mean squared error of the model
     rival_mse: float  # Of its rival
     nearer: float     # Share of questions where the model is nearer to the truth, 0 to 1
@@ -170,7 +244,16 @@ def compare(
     updates:int,           # Moment of training
     in_range:bool          # Draw from the training range; otherwise harder ones
 ) -> Comparison|None:      # None where there is no rival or no truth
-    "Model and rival on 500 random questions, with inner steps as in training"
+    """Model and rival on 500 random questions, with inner steps as in training
+
+    Args:
+        shown: The models
+        updates: Moment of training
+        in_range: Draw from the training range; otherwise harder ones
+
+    Returns:
+        None where there is no rival or no truth
+    """
     if not (shown.rivals and shown.truth): return None
     if (updates, in_range) not in shown.comparisons:
         x = _random_questions(shown, in_range)
@@ -189,13 +272,36 @@ FAR = (14., 28., 56.)      # Further ones, for tasks whose answers may be large
 HUGE = 1e6                 # Answers beyond are none
 
 class Curved(NamedTuple):
-    "The bowl that touches the energy where paths end"
+    """The bowl that touches the energy where paths end
+
+    Attributes:
+        values: `(d_y,)`: curvatures at the end of the best path, increasing
+        vectors: `(d_y, d_y)`: their directions, in columns
+        left: `(n,)`: distance of each path from the bottom of its bowl
+    """
     values: Tensor     # `(d_y,)`: curvatures at the end of the best path, increasing
     vectors: Tensor    # `(d_y, d_y)`: their directions, in columns
     left: Tensor       # `(n,)`: distance of each path from the bottom of its bowl
 
 class Scene(NamedTuple):
-    "All numbers behind one picture"
+    """All numbers behind one picture
+
+    Attributes:
+        surface: Energy over the coordinates shown
+        final_energies: The same after all training: contours are at these heights
+        path: Guesses `(steps + 1, n, d_y)` and energies `(steps + 1, n)`
+        lost: `(n,)`, bool: paths that diverged
+        moves: `(steps, n)`: length of each step
+        ahead: `(n, d_y)`: the step that would come next
+        best: The path that ends lowest, of those that did not diverge
+        truth: `(d_y,)`
+        rival: `(d_y,)`: the feedforward network's answer
+        errors: `(steps + 1, n)`: squared error of each guess, averaged over y
+        trained: Inner steps of the model in training
+        comparison: On questions of this kind
+        inside: Is the question like those of training?
+        curved: For tasks where thinking longer pays
+    """
     surface: Plane|Line            # Energy over the coordinates shown
     final_energies: np.ndarray     # The same after all training: contours are at these heights
     path: Trajectory               # Guesses `(steps + 1, n, d_y)` and energies `(steps + 1, n)`
@@ -270,7 +376,15 @@ def compute_scene(
     shown:ModelSet,    # The models
     view:ViewOptions   # The choices of the viewer
 ) -> Scene:            # Ready to be drawn
-    "Descend the energy from every initial guess, and compare"
+    """Descend the energy from every initial guess, and compare
+
+    Args:
+        shown: The models
+        view: The choices of the viewer
+
+    Returns:
+        Ready to be drawn
+    """
     model,last = shown.models[view.updates],list(shown.models.values())[-1]
     y0 = _first_guesses(model, view)
     x = torch.tensor([view.x], dtype=y0.dtype)
@@ -290,7 +404,11 @@ def compute_scene(
 
 # %% ../nbs/explorer/04_scene.ipynb #fce36430
 def scene_figure() -> 'matplotlib.figure.Figure':   # With four axes: landscape, energy, error, ends of paths
-    "An empty figure for scenes"
+    """An empty figure for scenes
+
+    Returns:
+        With four axes: landscape, energy, error, ends of paths
+    """
     fig = blank_figure()
     add_axes(fig, 0.085, 0.12, 0.365, 0.77)
     for left,bottom,width in ((0.54, 0.585, 0.245), (0.54, 0.12, 0.445), (0.84, 0.585, 0.145)):
@@ -362,7 +480,16 @@ def draw_scene(
     scene:Scene,       # From `compute_scene`
     view:ViewOptions   # The choices of the viewer
 ):                     # The figure
-    "The landscape with its paths; energy and error by inner step; the ends of the paths, magnified"
+    """The landscape with its paths; energy and error by inner step; the ends of the paths, magnified
+
+    Args:
+        fig: From `scene_figure`
+        scene: From `compute_scene`
+        view: The choices of the viewer
+
+    Returns:
+        The figure
+    """
     for ax in fig.axes: clear_axes(ax)
     land,energy,error,ends = fig.axes
     color = COLORS['val' if scene.inside else 'test']
@@ -381,7 +508,15 @@ def input_names(
     d_x:int,   # Numbers in x
     d_y:int    # Numbers in y
 ) -> list:     # d_x names
-    "Names of the inputs: a₁, … b₁, … for two operands as long as y (a and b for single numbers), otherwise x₁, x₂, …"
+    """Names of the inputs: a₁, … b₁, … for two operands as long as y (a and b for single numbers), otherwise x₁, x₂, …
+
+    Args:
+        d_x: Numbers in x
+        d_y: Numbers in y
+
+    Returns:
+        d_x names
+    """
     if d_x == 2*d_y: return [v if d_y == 1 else numbered(v, i) for v in 'ab' for i in range(d_y)]
     return [numbered('x', i) for i in range(d_x)]
 
@@ -577,7 +712,16 @@ def caption(
     scene:Scene,       # From `compute_scene`
     view:ViewOptions   # The choices of the viewer
 ) -> str:              # HTML: a table and some sentences
-    "What a scene shows, in words"
+    """What a scene shows, in words
+
+    Args:
+        shown: The models
+        scene: From `compute_scene`
+        view: The choices of the viewer
+
+    Returns:
+        HTML: a table and some sentences
+    """
     lines = [_no_answer_sentence(shown, scene, view), _range_sentence(shown, scene, view),
              _state_sentence(shown, scene, view), _why_sentence(shown, scene, view), _choice_sentence(scene),
              _longer_sentence(scene, view), _comparison_sentence(shown, scene, view), _slice_sentence(scene, view)]

@@ -55,7 +55,16 @@ def page_files(
     title:str='ebt_toy explorer',   # Of the page
     code:tuple[str,...]=('from ebt_toy.explorer import Explorer', 'Explorer()')   # Cells of the notebook
 ) -> Path:    # The notebook; kernel and template lie in `jupyter` beside it
-    "Write the files that Voila needs to show the explorer"
+    """Write the files that Voila needs to show the explorer
+
+    Args:
+        folder: Where the files go
+        title: Of the page
+        code: Cells of the notebook
+
+    Returns:
+        The notebook; kernel and template lie in `jupyter` beside it
+    """
     folder = Path(folder)
     kernel,template = (folder/'jupyter'/p/'ebt_toy' for p in ('kernels', 'voila/templates'))
     argv = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
@@ -73,7 +82,14 @@ _HOST,_PORT = '127.0.0.1',8866
 def choose_port(
     port:int|None=None   # Port wanted, 0 to 65535, 0 for any; None takes 8866 or one of the 99 after it
 ) -> int:                # Free port of 127.0.0.1
-    "A free port; raises `ValueError` if there is none, or if the one wanted is taken"
+    """A free port; raises `ValueError` if there is none, or if the one wanted is taken
+
+    Args:
+        port: Port wanted, 0 to 65535, 0 for any; None takes 8866 or one of the 99 after it
+
+    Returns:
+        Free port of 127.0.0.1
+    """
     if port is not None and not 0 <= port <= 65535: raise ValueError(f"port: expected 0 to 65535, got {port}")
     for p in range(_PORT, _PORT+100) if port is None else [port]:
         try:
@@ -115,7 +131,18 @@ def served(
     env:dict|None=None, # Its environment; None passes ours on
     limit:float=120     # Seconds within which it has to answer
 ) -> Iterator:          # A function that waits for the server's end and then raises as below
-    "Run a server while the block lasts; raises `RuntimeError` if it ends or does not answer in time"
+    """Run a server while the block lasts; raises `RuntimeError` if it ends or does not answer in time
+
+    Args:
+        args: Command that starts a server
+        port: Port of 127.0.0.1 where it will listen
+        folder: Its working folder; its output goes to `log.txt` there
+        env: Its environment; None passes ours on
+        limit: Seconds within which it has to answer
+
+    Returns:
+        A function that waits for the server's end and then raises as below
+    """
     log = Path(folder)/'log.txt'
     with open(log, 'wb') as out: process = subprocess.Popen(
         args, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
@@ -162,7 +189,17 @@ def page_server(
     base_url:str='/',   # Path, or link, under which a proxy shows the page
     **notebook          # `title` and `code` for `page_files`
 ) -> tuple:             # Its secret link, the command that starts it, and the environment for that
-    "Prepare the server of a page; raises `ValueError` for an impossible `base_url`"
+    """Prepare the server of a page; raises `ValueError` for an impossible `base_url`
+
+    Args:
+        folder: Its working folder; nobody else should be able to read it
+        port: Port of 127.0.0.1 where it will listen
+        base_url: Path, or link, under which a proxy shows the page
+        **notebook: `title` and `code` for `page_files`
+
+    Returns:
+        Its secret link, the command that starts it, and the environment for that
+    """
     folder,secret = Path(folder).resolve(),secrets.token_urlsafe(18)
     origin,path = _origin_and_path(base_url, port)
     page_files(folder, **notebook)

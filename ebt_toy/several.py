@@ -24,7 +24,14 @@ from .training import baselines
 def nearest_scoring(
     nearest:Callable   # `(prediction, target)` -> the right answer nearest to the prediction, of the same shape
 ) -> Scoring:          # To train and to report by
-    "Mean squared error from the nearest right answer"
+    """Mean squared error from the nearest right answer
+
+    Args:
+        nearest: `(prediction, target)` -> the right answer nearest to the prediction, of the same shape
+
+    Returns:
+        To train and to report by
+    """
     def loss(p, y): return F.mse_loss(p, nearest(p.detach(), y))
     return Scoring(loss, loss, 'Nearest MSE', False)
 
@@ -32,14 +39,31 @@ def nearest_root(
     p:Tensor,   # Predictions, `(..., d_y)`
     y:Tensor    # Right answers, of the same shape
 ) -> Tensor:    # `y` or `−y`, number by number
-    "The root on the same side of 0 as the prediction"
+    """The root on the same side of 0 as the prediction
+
+    Args:
+        p: Predictions, `(..., d_y)`
+        y: Right answers, of the same shape
+
+    Returns:
+        `y` or `−y`, number by number
+    """
     return torch.where(p < 0, -y.abs(), y.abs())
 
 def nearest_on_circle(
     p:Tensor,   # Predictions: points side by side, `(..., 2*points)`
     y:Tensor    # Right answers, of the same shape
 ) -> Tensor:    # At the distance of `y` from the origin, in the direction of `p`; `y` itself where p is the origin
-    "The point of the circle in the direction of the prediction, for each pair of numbers"
+    """The point of the circle in the direction of the prediction, for each pair of numbers
+
+    Args:
+        p: Predictions: points side by side, `(..., 2*points)`
+        y: Right answers, of the same shape
+
+    Returns:
+        At the distance of `y` from the origin, in the direction of `p`; `y` itself where p is the
+            origin
+    """
     p,y = (t.unflatten(-1, (-1, 2)) for t in (p, y))
     size,r = (t.norm(dim=-1, keepdim=True) for t in (p, y))
     return torch.where(size > 0, p/size.clamp(min=1e-30)*r, y).flatten(-2)
@@ -59,7 +83,16 @@ def right_roots(
     y:Tensor,        # Answers, `(n, d)`
     tol:float=0.1    # How far y² may be from x
 ) -> Tensor:         # `(n,)`, bool
-    "Whether all numbers squared give x"
+    """Whether all numbers squared give x
+
+    Args:
+        x: Questions of `roots`, `(n, d)`
+        y: Answers, `(n, d)`
+        tol: How far y² may be from x
+
+    Returns:
+        `(n,)`, bool
+    """
     return ((y*y - x).abs() <= tol).all(-1)
 
 def right_points(
@@ -67,7 +100,16 @@ def right_points(
     y:Tensor,        # Answers, `(n, 2*points)`
     tol:float=0.1    # How far from the circle they may be
 ) -> Tensor:         # `(n,)`, bool
-    "Whether all points are as far from the origin as x asks"
+    """Whether all points are as far from the origin as x asks
+
+    Args:
+        x: Questions of `circle`, `(n, points)`
+        y: Answers, `(n, 2*points)`
+        tol: How far from the circle they may be
+
+    Returns:
+        `(n,)`, bool
+    """
     return ((torch.hypot(y[:, ::2], y[:, 1::2]) - x).abs() <= tol).all(-1)
 
 # %% ../nbs/methods/07_several.ipynb #1679f427
@@ -94,7 +136,24 @@ def several_data(
     seed:int=0,        # Of all three splits
     hardness:float=2.  # How far beyond training the test set goes, above 1
 ) -> SyntheticData:    # y holds one right answer per question, drawn at random
-    "Splits of a task with several right answers; raises `ValueError`"
+    """Splits of a task with several right answers; raises `ValueError`
+
+    Args:
+        draw: `(n, vec_size, low, high, g)` -> x and y
+        easy: Limits of training and validation
+        harder: `hardness` -> limits of the test set
+        stream: Of random numbers
+        size_train: Rows to train on
+        size_val: Rows to validate on
+        size_test: Harder rows to test on
+        vec_size: Numbers in x
+        device: Where the tensors end up
+        seed: Of all three splits
+        hardness: How far beyond training the test set goes, above 1
+
+    Returns:
+        y holds one right answer per question, drawn at random
+    """
     data = harder_data(draw, easy, harder, stream, size_train, size_val, size_test, vec_size, device, seed, hardness)
     return data._replace(output_dim=data.train_dataset.tensors[1].shape[1])
 
@@ -120,7 +179,19 @@ def answers_found(
     check:Callable|None=None,   # `(x, y) -> (rows,)` bool: which answers count; None counts all that are finite
     seed:int=0           # Of the starts
 ) -> Tensor:             # `(b,)`, int64
-    "How many different answers a model gives to each question"
+    """How many different answers a model gives to each question
+
+    Args:
+        model: Any model; one without random starts finds a single answer
+        x: Questions, `(b, d_x)`
+        n: Starts per question
+        tol: Answers this near, in units of y, count as one
+        check: `(x, y) -> (rows,)` bool: which answers count; None counts all that are finite
+        seed: Of the starts
+
+    Returns:
+        `(b,)`, int64
+    """
     check_count('n', n), check_positive('tol', tol)
     rows = x.repeat_interleave(n, dim=0)
     p = predict(model, rows, seed)

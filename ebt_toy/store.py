@@ -107,7 +107,15 @@ def open_store(
     create:bool=True  # Whether to make the file where there is none
 ) -> Iterator[sqlite3.Connection]:   # A context with the database
     """Open a store, or make an empty one. Raises `ValueError` for any other file, which stays as it is, and `OSError`
-    where something cannot be written"""
+    where something cannot be written
+
+    Args:
+        path: Of the file; None keeps everything in memory
+        create: Whether to make the file where there is none
+
+    Returns:
+        A context with the database
+    """
     db = _opened(path, create)
     try: yield db
     except sqlite3.DatabaseError as e: raise _in_our_words(e, path) from e
@@ -117,7 +125,14 @@ def open_store(
 def as_json(
     value   # Plain values, and functions or classes, which become their names
 ) -> str:   # With the names of a dict in order
-    "A value as text, the same for equal values; raises `ValueError` for what has no name"
+    """A value as text, the same for equal values; raises `ValueError` for what has no name
+
+    Args:
+        value: Plain values, and functions or classes, which become their names
+
+    Returns:
+        With the names of a dict in order
+    """
     def named(v):
         if hasattr(v, '__qualname__'): return f'{v.__module__}.{v.__qualname__}'
         raise ValueError(f"settings: expected numbers, text, lists, dicts or functions, got {v!r}")
@@ -131,7 +146,15 @@ def put_units(
     settings:dict,          # Of the group; plain values
     units:list              # One `(model_seed, status, seconds, error, scores)` per unit; scores as JSON
 ):
-    "Write some units of a group, all or none"
+    """Write some units of a group, all or none
+
+    Args:
+        db: From `open_store`
+        id: Of the group
+        version: Of the library that made the results
+        settings: Of the group; plain values
+        units: One `(model_seed, status, seconds, error, scores)` per unit; scores as JSON
+    """
     with db:
         db.execute('INSERT OR IGNORE INTO groups(id, version, settings) VALUES (?, ?, ?)',
                    (id, version, json.dumps(settings, default=lambda f: json.loads(as_json(f)))))
@@ -142,7 +165,15 @@ def units_of(
     db:sqlite3.Connection,  # From `open_store`
     id:str                  # Of a group
 ) -> dict:                  # Model seed -> its scores, status, seconds and error
-    "The units of a group that are in a store"
+    """The units of a group that are in a store
+
+    Args:
+        db: From `open_store`
+        id: Of a group
+
+    Returns:
+        Model seed -> its scores, status, seconds and error
+    """
     found = db.execute('SELECT model_seed, status, seconds, error, scores FROM units JOIN groups USING(number) '
                        'WHERE id = ?', (id,))
     return {seed: _unit_row(*rest) for seed,*rest in found}
@@ -163,7 +194,12 @@ def index_settings(
     db:sqlite3.Connection,  # From `open_store`
     names                   # Settings that will be filtered by
 ):
-    "Make filters by some settings fast"
+    """Make filters by some settings fast
+
+    Args:
+        db: From `open_store`
+        names: Settings that will be filtered by
+    """
     with db:
         for n in names: db.execute(f'CREATE INDEX IF NOT EXISTS "by_{n}" ON groups({_column(n)})')
 
@@ -180,7 +216,15 @@ def read_store(
     path,       # Of the file
     **filters   # Setting, `model_seed`, `status` or `version` = a value, or a list of values
 ) -> list[dict]:   # One row per unit: settings, model seed, scores, status, seconds, error, version
-    "The units in a store, those of a group together; raises `ValueError` for a name that no row has"
+    """The units in a store, those of a group together; raises `ValueError` for a name that no row has
+
+    Args:
+        path: Of the file
+        **filters: Setting, `model_seed`, `status` or `version` = a value, or a list of values
+
+    Returns:
+        One row per unit: settings, model seed, scores, status, seconds, error, version
+    """
     conditions = [_condition(n, w) for n,w in filters.items()]
     where = ' AND '.join(['1', *(c for c,_ in conditions)])
     with open_store(path, create=False) as db:
@@ -209,7 +253,14 @@ def _names(rows):
 def rows_to_frame(
     rows:list   # Of a sweep or a store
 ):              # A `pandas.DataFrame`
-    "Rows as a table of pandas; raises `ValueError` where pandas is not installed"
+    """Rows as a table of pandas; raises `ValueError` where pandas is not installed
+
+    Args:
+        rows: Of a sweep or a store
+
+    Returns:
+        A `pandas.DataFrame`
+    """
     try: pandas = importlib.import_module('pandas')      # not among our requirements
     except ImportError as e: raise ValueError("rows_to_frame: expected pandas, which is not installed") from e
     return pandas.DataFrame(rows, columns=_names(rows))
@@ -240,7 +291,15 @@ def export_rows(
     rows:list,  # Of a sweep or a store
     path        # Ends in `.csv` or `.parquet`; an existing file is replaced
 ) -> Path:      # The file
-    "Write rows for other programs, whole or not at all; Parquet needs pandas and pyarrow. Raises `ValueError`"
+    """Write rows for other programs, whole or not at all; Parquet needs pandas and pyarrow. Raises `ValueError`
+
+    Args:
+        rows: Of a sweep or a store
+        path: Ends in `.csv` or `.parquet`; an existing file is replaced
+
+    Returns:
+        The file
+    """
     path,kinds = user_path(path),{'.csv': _csv_of, '.parquet': _parquet_of}
     if path.suffix not in kinds: raise ValueError(f"path: expected a name in .csv or .parquet, got {str(path)!r}")
     if not path.parent.is_dir(): raise ValueError(f"path: expected a folder that exists, got {str(path.parent)!r}")

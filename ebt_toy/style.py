@@ -19,7 +19,16 @@ def new_axes(
     size:tuple=(4, 2.5), # Of the whole figure, in inches
     **kwargs             # Passed to `plt.subplots`, e.g. `sharey=True`
 ):                       # The axes; an array of them for several panels
-    "Axes in the style of the house"
+    """Axes in the style of the house
+
+    Args:
+        n: Panels side by side
+        size: Of the whole figure, in inches
+        **kwargs: Passed to `plt.subplots`, e.g. `sharey=True`
+
+    Returns:
+        The axes; an array of them for several panels
+    """
     import matplotlib.pyplot as plt      # here, because importing it takes a while
     _,axs = plt.subplots(1, n, **dict(figsize=size, dpi=110, layout='constrained') | kwargs)
     for ax in np.atleast_1d(axs):
@@ -33,6 +42,15 @@ def legend(
     outside:bool=False,  # Whether to put it to the right of the axes, where it covers no data
     **kwargs             # Passed to `ax.legend`
 ):                       # The legend
-    "A legend without a frame"
+    """A legend without a frame
+
+    Args:
+        ax: Axes with labelled artists
+        outside: Whether to put it to the right of the axes, where it covers no data
+        **kwargs: Passed to `ax.legend`
+
+    Returns:
+        The legend
+    """
     place = dict(loc='upper left', bbox_to_anchor=(1.01, 1.02), borderaxespad=0.) if outside else {}
     return ax.legend(**dict(frameon=False, fontsize=7, title_fontsize=7) | place | kwargs)

@@ -50,7 +50,16 @@ def sweep_points(
     sample:int|None=None,  # So many points at random; None takes all
     sample_seed:int=0      # Of the drawing
 ) -> list[dict]:           # In the order of the grid
-    "The points of a grid, or some of them drawn at random; raises `ValueError`"
+    """The points of a grid, or some of them drawn at random; raises `ValueError`
+
+    Args:
+        space: Setting -> list of values, or one value
+        sample: So many points at random; None takes all
+        sample_seed: Of the drawing
+
+    Returns:
+        In the order of the grid
+    """
     lists = {k: _value_list(k, v) for k,v in space.items()}
     n = math.prod(map(len, lists.values()))
     if sample is None or check_count('sample', sample) >= n: chosen = range(n)
@@ -82,7 +91,14 @@ def _full(point, name):
 def full_settings(
     point:dict   # Settings of `run_main`, and of its models
 ) -> list[dict]: # One per model
-    "The settings of each model at a point, with the defaults filled in; a model ignores what others alone have"
+    """The settings of each model at a point, with the defaults filled in; a model ignores what others alone have
+
+    Args:
+        point: Settings of `run_main`, and of its models
+
+    Returns:
+        One per model
+    """
     return [_full(point, n) for n in chosen_models(point.get('model_type', 'both'))]
 
 # %% ../nbs/sweeps/01_sweeps.ipynb #f550bf50
@@ -96,7 +112,15 @@ def group_id(
     settings:dict,   # All of them; plain values
     run=None         # The function that computes the group; None is `train_seeds`
 ) -> str:            # 32 hexadecimal digits
-    "The name of a group of units that differ in the seed alone"
+    """The name of a group of units that differ in the seed alone
+
+    Args:
+        settings: All of them; plain values
+        run: The function that computes the group; None is `train_seeds`
+
+    Returns:
+        32 hexadecimal digits
+    """
     what = {k: v for k,v in settings.items() if run or k not in _HOW}
     by = f'{run.__module__}.{run.__qualname__}' if run else 'train_seeds'
     text = as_json([ebt_toy.__version__, by, _same(what)])
@@ -115,7 +139,15 @@ def train_seeds(
     settings:dict,   # From `full_settings`
     seeds:list       # Of the model
 ) -> list[dict]:     # Scores per seed; those that diverged also have `status` and `error`
-    "Train one model with several seeds and score it"
+    """Train one model with several seeds and score it
+
+    Args:
+        settings: From `full_settings`
+        seeds: Of the model
+
+    Returns:
+        Scores per seed; those that diverged also have `status` and `error`
+    """
     config,name = dict(settings),settings['model_type']
     del config['model_type']
     if 'num_epochs' in default_config(name): config['num_epochs'] = None      # `num_steps` has the number
@@ -126,7 +158,13 @@ def train_seeds(
 
 # %% ../nbs/sweeps/01_sweeps.ipynb #34940cfa
 class Job(NamedTuple):
-    "Some units of one group"
+    """Some units of one group
+
+    Attributes:
+        id: Of the group
+        settings: All of them
+        seeds: Of the units
+    """
     id: str          # Of the group
     settings: dict   # All of them
     seeds: list      # Of the units
@@ -145,7 +183,15 @@ def run_job(
     run:Callable|None,  # `(settings, seeds) -> [scores]`; None is `train_seeds`
     job:Job             # What to do
 ) -> list:              # `(model_seed, status, seconds, error, scores)` per unit; equal shares of the time
-    "Do a job, here or in another process; an error becomes a result"
+    """Do a job, here or in another process; an error becomes a result
+
+    Args:
+        run: `(settings, seeds) -> [scores]`; None is `train_seeds`
+        job: What to do
+
+    Returns:
+        `(model_seed, status, seconds, error, scores)` per unit; equal shares of the time
+    """
     start = time.perf_counter()
     try:
         made = (run or train_seeds)(job.settings, job.seeds)
@@ -174,7 +220,16 @@ def processes(
     threads:int=1,               # CPU threads for each
     prepare:Callable|None=None   # Called first in each process, e.g. to register tasks; a function of a module
 ) -> Callable:                   # Makes a new `ProcessPoolExecutor`
-    "For the argument `executor` of a sweep: so many fresh processes"
+    """For the argument `executor` of a sweep: so many fresh processes
+
+    Args:
+        n: Processes
+        threads: CPU threads for each
+        prepare: Called first in each process, e.g. to register tasks; a function of a module
+
+    Returns:
+        Makes a new `ProcessPoolExecutor`
+    """
     init = check_count('threads', threads),prepare
     return partial(ProcessPoolExecutor, check_count('n', n), mp_context=multiprocessing.get_context('spawn'),
                    initializer=_begin_worker, initargs=init)
@@ -306,7 +361,22 @@ def sweep(
     progress:bool=True          # Show a progress bar where someone can watch it
 ) -> list[dict]:                # Per unit: settings, `model_seed`, scores, `status`, `seconds`, `error`
     """Run all units of a grid that are not in the store yet; Ctrl-C ends it, and the units left are 'missing'.
-    Raises `ValueError` on bad input before any run, and `OSError` where the store cannot be written to"""
+    Raises `ValueError` on bad input before any run, and `OSError` where the store cannot be written to
+
+    Args:
+        space: Setting of `run_main` or of a model -> list of values, or one value
+        seeds: Of the models, or how many; `seed` in the space is the data's
+        executor: Where jobs run: a function that makes a pool, as `processes`; None: here
+        store: File of results, made if there is none; None keeps them in memory
+        sample: So many points of the grid, at random; None takes all
+        sample_seed: Of this choice
+        run: `(settings, seeds) -> [scores]`, with settings as in the space; None: `train_seeds`
+        retry_failed: Whether to run those again that diverged, failed or crashed
+        progress: Show a progress bar where someone can watch it
+
+    Returns:
+        Per unit: settings, `model_seed`, scores, `status`, `seconds`, `error`
+    """
     groups,seeds = _wanted(space, sample, sample_seed, run),list(map(int, seed_list(seeds)))
     if max(seeds) >= 2**63: raise ValueError(f"seeds: expected numbers below 2**63, got {max(seeds)}")
     with open_store(store) as db:
@@ -328,7 +398,14 @@ def _varied(rows):
 def sweep_summary(
     rows:list   # Of a sweep or a store
 ) -> str:       # One line, and one more for each kind of failure
-    "How many units ended in which way, and what went wrong where"
+    """How many units ended in which way, and what went wrong where
+
+    Args:
+        rows: Of a sweep or a store
+
+    Returns:
+        One line, and one more for each kind of failure
+    """
     counts = Counter(r['status'] for r in rows)
     lines = [f"{len(rows):,} units: {', '.join(f'{n:,} {s}' for s,n in counts.most_common())}; "
              f"{sum(r['seconds'] for r in rows):.1f} s of work"]
@@ -345,7 +422,16 @@ def sweep_table(
     by:str|list,      # Settings; all rows with equal values become one
     y:str='test_mse'  # A score
 ) -> list[dict]:      # Those settings, `units`, `failed` (without a finite score), `median`, `lowest`, `highest`
-    "Median and range of a score, over seeds and over settings that `by` does not name; raises `ValueError`"
+    """Median and range of a score, over seeds and over settings that `by` does not name; raises `ValueError`
+
+    Args:
+        rows: Of a sweep or a store
+        by: Settings; all rows with equal values become one
+        y: A score
+
+    Returns:
+        Those settings, `units`, `failed` (without a finite score), `median`, `lowest`, `highest`
+    """
     by,groups = [by] if isinstance(by, str) else list(by),{}
     known = {n for r in rows for n in r}
     for n in [*by, y] if rows else []: check_known('setting or score', n, known)
@@ -360,7 +446,14 @@ def sweep_table(
 def format_table(
     rows:list   # Dicts with equal names
 ) -> str:       # Lines of equal length
-    "Rows as text for a terminal"
+    """Rows as text for a terminal
+
+    Args:
+        rows: Dicts with equal names
+
+    Returns:
+        Lines of equal length
+    """
     def text(v): return format_number(v) if isinstance(v, float) else str(v)
     cells = [list(rows[0]), *([text(v) for v in r.values()] for r in rows)] if rows else []
     widths = [max(map(len, column)) for column in zip(*cells)]
@@ -380,7 +473,18 @@ def plot_sweep(
     by:str|None=None,  # Setting with a line for each of its values
     ax=None            # Matplotlib axes; None makes new ones
 ):                     # The axes
-    "Medians of a score against a setting, with a bar from the lowest to the highest"
+    """Medians of a score against a setting, with a bar from the lowest to the highest
+
+    Args:
+        rows: Of a sweep or a store
+        x: Setting on the horizontal axis
+        y: Score on the vertical axis
+        by: Setting with a line for each of its values
+        ax: Matplotlib axes; None makes new ones
+
+    Returns:
+        The axes
+    """
     ax,table = new_axes() if ax is None else ax,sweep_table(rows, [x] + [by]*(by is not None), y)
     places = list({repr(r[x]): r[x] for r in table}.values())
     numbers = all(isinstance(v, (int, float)) for v in places)

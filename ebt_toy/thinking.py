@@ -29,7 +29,19 @@ def guarded(
     fall=0.,      # Least fall of the energy per unit of step size, `(b,)`; 0 asks only that it does not rise
     tries:int=40  # Halvings, after which a row stays where it is
 ) -> tuple:       # Next guesses, `(b, d_y)`, and the step sizes taken, `(b,)`
-    "A step that raises no row's energy"
+    """A step that raises no row's energy
+
+    Args:
+        f: `(b, d_y) -> (b,)`: the energy of a guess
+        y: Guesses, `(b, d_y)`
+        p: Directions to step against, `(b, d_y)`
+        a: Step sizes to try first, `(b,)`
+        fall: Least fall of the energy per unit of step size, `(b,)`; 0 asks only that it does not rise
+        tries: Halvings, after which a row stays where it is
+
+    Returns:
+        Next guesses, `(b, d_y)`, and the step sizes taken, `(b,)`
+    """
     before,new = f(y),y - a[:, None]*p
     for _ in range(tries):
         e = f(new)
@@ -47,7 +59,16 @@ def backtracking(
     y:Tensor,         # First guesses, `(b, d_y)`
     step_size:float   # α, tried first
 ):                    # Yields guesses
-    "Halve the step until the energy falls by a quarter of what the slope promises (Armijo); double it after a success"
+    """Halve the step until the energy falls by a quarter of what the slope promises (Armijo); double it after a success
+
+    Args:
+        f: `(b, d_y) -> (b,)`: the energy of a guess
+        y: First guesses, `(b, d_y)`
+        step_size: α, tried first
+
+    Returns:
+        Yields guesses
+    """
     a = torch.full_like(y[:, 0], step_size)
     while True:
         g = _slopes(f, y)
@@ -61,7 +82,16 @@ def barzilai_borwein(
     y:Tensor,         # First guesses, `(b, d_y)`
     step_size:float   # α, tried first
 ):                    # Yields guesses
-    "The step that the last change of the slope suggests, ⟨s,s⟩/⟨s,z⟩ (Barzilai and Borwein 1988), if the energy falls"
+    """The step that the last change of the slope suggests, ⟨s,s⟩/⟨s,z⟩ (Barzilai and Borwein 1988), if the energy falls
+
+    Args:
+        f: `(b, d_y) -> (b,)`: the energy of a guess
+        y: First guesses, `(b, d_y)`
+        step_size: α, tried first
+
+    Returns:
+        Yields guesses
+    """
     a,before = torch.full_like(y[:, 0], step_size),None
     while True:
         g = _slopes(f, y)
@@ -78,7 +108,15 @@ def newton_step(
     f,            # `(b, d_y) -> (b,)`: the energy of a guess
     y:Tensor      # Guesses, `(b, d_y)`
 ) -> Tensor:      # `(b, d_y)`: guess minus bottom; a hill is turned over, and curvatures below 1e-6 count as 1e-6
-    "|H|⁻¹g: how far a guess lies from the bottom of the bowl that touches the energy there"
+    """|H|⁻¹g: how far a guess lies from the bottom of the bowl that touches the energy there
+
+    Args:
+        f: `(b, d_y) -> (b,)`: the energy of a guess
+        y: Guesses, `(b, d_y)`
+
+    Returns:
+        `(b, d_y)`: guess minus bottom; a hill is turned over, and curvatures below 1e-6 count as 1e-6
+    """
     values,vectors = torch.linalg.eigh(hessian(f, y))
     along = (vectors.mT @ _slopes(f, y)[..., None])[..., 0]
     return (vectors @ (along/values.abs().clamp(min=1e-6))[..., None])[..., 0]
@@ -88,7 +126,16 @@ def newton(
     y:Tensor,         # First guesses, `(b, d_y)`
     step_size:float   # Not used: a whole step is tried first
 ):                    # Yields guesses
-    "The bottom of the bowl that touches the energy here, from slope and curvature"
+    """The bottom of the bowl that touches the energy here, from slope and curvature
+
+    Args:
+        f: `(b, d_y) -> (b,)`: the energy of a guess
+        y: First guesses, `(b, d_y)`
+        step_size: Not used: a whole step is tried first
+
+    Returns:
+        Yields guesses
+    """
     while True:
         y,_ = guarded(f, y, newton_step(f, y), torch.ones_like(y[:, 0]))
         yield y
@@ -100,7 +147,17 @@ def curvature(
     step_size:float,  # Not used
     rounds:int=8      # Of power iteration
 ):                    # Yields guesses
-    "1/λ, with the largest curvature λ along the slope's directions by power iteration"
+    """1/λ, with the largest curvature λ along the slope's directions by power iteration
+
+    Args:
+        f: `(b, d_y) -> (b,)`: the energy of a guess
+        y: First guesses, `(b, d_y)`
+        step_size: Not used
+        rounds: Of power iteration
+
+    Returns:
+        Yields guesses
+    """
     while True:
         g,H = _slopes(f, y),hessian(f, y)
         v = g + 1e-12
@@ -121,7 +178,17 @@ def prediction_flops(
     rule:str='fixed',   # Step rule; most evaluate the energy several times per step
     n:int=8             # Steps to count
 ) -> tuple:             # What is done once (encoder, proposal, what the energy reads of x), and one step
-    "What a prediction costs per question, in floating-point operations of matrix products"
+    """What a prediction costs per question, in floating-point operations of matrix products
+
+    Args:
+        model: An `EBT`, or a model with `path(x, n_steps, seed)`
+        x: Questions to count it on
+        rule: Step rule; most evaluate the energy several times per step
+        n: Steps to count
+
+    Returns:
+        What is done once (encoder, proposal, what the energy reads of x), and one step
+    """
     def whole(k):
         if hasattr(model, 'path'): return model.path(x, k, 0)
         given = contexts(model, x)
@@ -158,7 +225,19 @@ def thinking_curve(
     step_size:float|None=None,   # α; None takes the model's own
     seed:int=0             # Of the first guesses
 ) -> list[dict]:           # One row per number of steps; energy and slope are NaN for a model without them
-    "Error, energy and slope of a model that takes more or fewer steps than it was trained with"
+    """Error, energy and slope of a model that takes more or fewer steps than it was trained with
+
+    Args:
+        model: Trained: an `EBT`, or a model with `path(x, n_steps, seed)` that gives a `Trajectory`
+        dataset: `(x, y)`, y numbers
+        steps: Numbers of inner steps, e.g. `(10, 50, 200)`
+        rule: Step rule
+        step_size: α; None takes the model's own
+        seed: Of the first guesses
+
+    Returns:
+        One row per number of steps; energy and slope are NaN for a model without them
+    """
     x,y = inputs_and_targets(dataset)
     if not y.is_floating_point(): raise ValueError("dataset: expected numbers in y, got labels")
     steps = sorted({check_count('steps', n) for n in steps})
@@ -199,7 +278,17 @@ def plot_thinking(
     x:str='flops',      # 'flops' or 'steps'
     value:str='mean'    # 'mean' or 'median'
 ):                      # The axes
-    "Error against inference arithmetic per question, each dot with its number of steps; or against inner steps"
+    """Error against inference arithmetic per question, each dot with its number of steps; or against inner steps
+
+    Args:
+        curves: Name -> rows of `thinking_curve`; or one `(flops, error)` for a model without steps
+        ax: Matplotlib axes; None makes new ones
+        x: 'flops' or 'steps'
+        value: 'mean' or 'median'
+
+    Returns:
+        The axes
+    """
     ax = new_axes(size=(4.6, 2.5)) if ax is None else ax
     lines = [[(r[x], r[value], r['steps']) for r in rows] for rows in curves.values() if isinstance(rows, list)]
     markers = iter('Dsv^'*9)
@@ -217,7 +306,13 @@ def plot_thinking(
 
 # %% ../nbs/methods/04_thinking.ipynb #35ce7107
 class Settled(NamedTuple):
-    "Where a descent came to rest"
+    """Where a descent came to rest
+
+    Attributes:
+        answer: `(b, d_y)`
+        steps: `(b,)`: steps taken; `max_steps` where a question never came to rest
+        slope: `(b,)`: norm of the slope at the answer
+    """
     answer: Tensor   # `(b, d_y)`
     steps: Tensor    # `(b,)`: steps taken; `max_steps` where a question never came to rest
     slope: Tensor    # `(b,)`: norm of the slope at the answer
@@ -238,7 +333,19 @@ def settle(
     rule:str='fixed',    # Step rule
     seed:int=0           # Of the first guesses
 ) -> Settled:            # Answer, steps and slope of each question
-    "Descend until the energy of each question is flat; those that rest keep their answer"
+    """Descend until the energy of each question is flat; those that rest keep their answer
+
+    Args:
+        model: Trained
+        x: Questions
+        tol: A question rests where the norm of its slope is below this
+        max_steps: Inner steps at most
+        rule: Step rule
+        seed: Of the first guesses
+
+    Returns:
+        Answer, steps and slope of each question
+    """
     check_positive('tol', tol), check_count('max_steps', max_steps)
     given,f,(y,) = _starts(model, x, [seed])
     def size(y): return _slopes(lambda y: f(given, y), y).norm(dim=1)
@@ -251,7 +358,13 @@ def settle(
 
 # %% ../nbs/methods/04_thinking.ipynb #f6ac6cf8
 class Best(NamedTuple):
-    "The best of several descents"
+    """The best of several descents
+
+    Attributes:
+        answer: `(b, d_y)`
+        energy: `(b,)`: of the answer
+        spread: `(b,)`: root mean square distance of all answers to their mean, in units of y
+    """
     answer: Tensor   # `(b, d_y)`
     energy: Tensor   # `(b,)`: of the answer
     spread: Tensor   # `(b,)`: root mean square distance of all answers to their mean, in units of y
@@ -265,7 +378,19 @@ def best_of(
     rule:str='fixed',        # Step rule
     seed:int=0               # Of the first guesses
 ) -> Best:                   # Answer, its energy, and the spread of all answers
-    "The answer of lowest energy among several starts; one that is not finite counts as highest"
+    """The answer of lowest energy among several starts; one that is not finite counts as highest
+
+    Args:
+        model: Trained, with random first guesses
+        x: Questions
+        n: Starts per question; the first is that of a prediction under `seed`
+        n_steps: Inner steps; None takes the model's own number
+        rule: Step rule
+        seed: Of the first guesses
+
+    Returns:
+        Answer, its energy, and the spread of all answers
+    """
     if model.start != 'normal':
         raise ValueError(f"model: expected random first guesses (start='normal'), got start={model.start!r}")
     n_steps = model.n_optimization_steps if n_steps is None else check_count('n_steps', n_steps)
@@ -285,7 +410,18 @@ def thinking_map(
     test_steps,       # Numbers of inner steps in the test
     **options         # Passed to `thinking_curve`, e.g. `rule=`
 ) -> list[dict]:      # Rows of `thinking_curve`, with `train_steps` in front
-    "Train a model for each number of inner steps and test it with more and fewer"
+    """Train a model for each number of inner steps and test it with more and fewer
+
+    Args:
+        train: E.g. `train_energy_model`, or a `partial` of it with your options
+        data: As from `create_synthetic_data`
+        train_steps: Numbers of inner steps in training
+        test_steps: Numbers of inner steps in the test
+        **options: Passed to `thinking_curve`, e.g. `rule=`
+
+    Returns:
+        Rows of `thinking_curve`, with `train_steps` in front
+    """
     def rows(k):
         model = train(*data, n_optimization_steps=k)
         return [dict(train_steps=k) | r for r in thinking_curve(model, data.test_dataset, test_steps, **options)]
@@ -296,7 +432,16 @@ def plot_thinking_map(
     ax=None,            # Matplotlib axes; None makes new ones
     value:str='mean'    # 'mean' or 'median'
 ):                      # The axes
-    "The error for each pair of numbers of steps; the darker, the larger"
+    """The error for each pair of numbers of steps; the darker, the larger
+
+    Args:
+        rows: Of `thinking_map`
+        ax: Matplotlib axes; None makes new ones
+        value: 'mean' or 'median'
+
+    Returns:
+        The axes
+    """
     ax = new_axes(size=(3.6, 2.2)) if ax is None else ax
     down,across = (sorted({r[k] for r in rows}) for k in ('train_steps', 'steps'))
     grid = np.full((len(down), len(across)), np.nan)

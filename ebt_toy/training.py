@@ -33,7 +33,15 @@ def baselines(
     data:SyntheticData,         # What `create_synthetic_data` returned
     scoring:Scoring=regression  # How predictions are judged
 ) -> dict[str,float]:           # Name of the rule -> its metric on the test set
-    "What simple rules, fitted to the training set, score on the test set"
+    """What simple rules, fitted to the training set, score on the test set
+
+    Args:
+        data: What `create_synthetic_data` returned
+        scoring: How predictions are judged
+
+    Returns:
+        Name of the rule -> its metric on the test set
+    """
     (x,y),(x_test,y_test) = (inputs_and_targets(ds) for ds in (data.train_dataset, data.test_dataset))
     if not y.is_floating_point():
         logits = torch.bincount(y, minlength=data.output_dim).float().expand(len(y_test), -1)
@@ -51,7 +59,17 @@ def score(
     metric:Callable,      # `(prediction, target) -> scalar`
     seed:int=0            # Of the model's first guesses, if it starts from any
 ) -> float:               # The metric on the whole data set
-    "One number for a model on a data set"
+    """One number for a model on a data set
+
+    Args:
+        model: Any model
+        dataset: Holds `(x, y)`
+        metric: `(prediction, target) -> scalar`
+        seed: Of the model's first guesses, if it starts from any
+
+    Returns:
+        The metric on the whole data set
+    """
     x,y = inputs_and_targets(dataset)
     p = predict(model, x, seed)
     return metric(p, y.to(p.dtype) if y.is_floating_point() else y).item()
@@ -145,7 +163,16 @@ def check_splits(
     input_dim:int|None=None, # Numbers in x; None takes what the training set has
     output_dim:int|None=None # Numbers in y, or classes; None takes what the data have
 ) -> dict:                   # Split -> `(x, y)`
-    "The inputs and targets of three data sets that agree in shape; raises `ValueError` where they do not"
+    """The inputs and targets of three data sets that agree in shape; raises `ValueError` where they do not
+
+    Args:
+        datasets: Training, validation and test set
+        input_dim: Numbers in x; None takes what the training set has
+        output_dim: Numbers in y, or classes; None takes what the data have
+
+    Returns:
+        Split -> `(x, y)`
+    """
     splits = {}
     for name,ds in zip(('train', 'val', 'test'), datasets):
         x,y = splits[name] = inputs_and_targets(check_dataset(f'{name}_dataset', ds, input_dim, output_dim))
@@ -263,7 +290,35 @@ def fit(
     report:Callable|None=None,    # Called with each line of the report, e.g. `print`
     progress:bool=True            # Show a progress bar where someone can watch it
 ) -> History:                     # Losses and metrics at each evaluation, settings, time, and how the run ended
-    "Train with Adam; raises `ValueError` on bad input and `DivergedError` when no loss is finite any more"
+    """Train with Adam; raises `ValueError` on bad input and `DivergedError` when no loss is finite any more
+
+    Args:
+        model: Trained in place; `forward(x)` is the prediction. Or a list of models, one per seed
+        train_dataset: `(x, y)`, on the model's device
+        val_dataset: In distribution; watched, never trained on
+        test_dataset: Out of distribution; watched, never trained on
+        num_steps: Optimizer updates
+        batch_size: Samples per update; where there are fewer, all of them
+        lr: Adam's learning rate
+        schedule: Learning rate over the run: 'constant', or 'cosine' down to 0
+        warmup: Updates over which it rises first
+        clip: Largest norm of the gradient of a model; None clips nothing
+        weight_decay: Of AdamW, decoupled; 0 is plain Adam
+        scoring: Loss and metric; None takes what suits the targets
+        seed: Of batch order and first guesses; the model brings its initial weights
+        seeds: For a list of models: as many seeds
+        eval_every: Updates between evaluations; None evaluates ten times
+        compile: Compile the updates: True, False, or 'auto' for where it pays
+        patience: End after so many evaluations without a new minimum of any seed's validation loss
+        keep_best: At the end, put the weights of its best validation loss into each model
+        history: Of an earlier run of this model: make `num_steps` more updates from there
+        callback: `(model, history)`, after each evaluation; if one returns False, the run ends
+        report: Called with each line of the report, e.g. `print`
+        progress: Show a progress bar where someone can watch it
+
+    Returns:
+        Losses and metrics at each evaluation, settings, time, and how the run ended
+    """
     options,models,single = fit_options(locals()),model if isinstance(model, list) else [model],seeds is None
     splits = check_splits((train_dataset, val_dataset, test_dataset))
     history = _train(models, splits, [seed] if single else seeds, single, history, **options)
@@ -293,7 +348,14 @@ def _train(models, splits, seeds, single, earlier, num_steps=1000, batch_size=64
 def fit_options(
     given:dict   # The arguments of a training function, from `locals()`
 ) -> dict:       # Those that `fit` takes too, by name
-    "The options of `fit` among the arguments of a function that spells them out"
+    """The options of `fit` among the arguments of a function that spells them out
+
+    Args:
+        given: The arguments of a training function, from `locals()`
+
+    Returns:
+        Those that `fit` takes too, by name
+    """
     return {k: given[k] for k in list(inspect.signature(_train).parameters)[5:]}
 
 # %% ../nbs/02_training.ipynb #1e1356b9
@@ -335,7 +397,21 @@ def train_models(
     seeds=None,              # Several of them, or how many, trained side by side
     **options                # As in `fit`
 ):                           # Trained, with `history`, `test_dataset` and `scoring`; a list for several seeds
-    "Build and train one model, or one per seed; trained models are in evaluation mode"
+    """Build and train one model, or one per seed; trained models are in evaluation mode
+
+    Args:
+        build: `(seed, encoder, input_dim) -> nn.Module`; an encoder decides `input_dim`
+        datasets: Training, validation and test set
+        input_dim: Numbers in x; None takes what the data have
+        output_dim: Numbers in y, or classes; None takes what the data have
+        encoder: A module that reads x, or `seed -> module`; None takes the registered one for token ids
+        seed: Of weights, batch order and first guesses
+        seeds: Several of them, or how many, trained side by side
+        **options: As in `fit`
+
+    Returns:
+        Trained, with `history`, `test_dataset` and `scoring`; a list for several seeds
+    """
     splits,single = check_splits(datasets, input_dim, output_dim),seeds is None
     seeds = [seed] if single else seed_list(seeds)
     x,y = splits['train']

@@ -40,7 +40,19 @@ def mlp(
     seed:int=0,           # Of the initial weights
     n_layers:int=3        # Hidden layers
 ) -> nn.Sequential:       # Linear layers with activations between them
-    "A network of hidden layers of equal width; raises `ValueError` on bad input"
+    """A network of hidden layers of equal width; raises `ValueError` on bad input
+
+    Args:
+        input_dim: Numbers in
+        output_dim: Numbers out
+        latent_dim: Width of each hidden layer
+        activation: One of `activations`
+        seed: Of the initial weights
+        n_layers: Hidden layers
+
+    Returns:
+        Linear layers with activations between them
+    """
     act = activations[check_known('activation', activation, activations)]
     given = dict(input_dim=input_dim, latent_dim=latent_dim, output_dim=output_dim, n_layers=n_layers)
     for name,width in given.items(): check_count(name, width)
@@ -54,7 +66,14 @@ def mlp(
 def count_params(
     model:nn.Module   # Any model
 ) -> int:             # Trainable numbers in it
-    "How many numbers training can change"
+    """How many numbers training can change
+
+    Args:
+        model: Any model
+
+    Returns:
+        Trainable numbers in it
+    """
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 # %% ../nbs/engine/02_update.ipynb #4d1bc589
@@ -69,7 +88,13 @@ class _Observer(TorchDispatchMode):
         return out
 
 class Work(NamedTuple):
-    "What some computation costs"
+    """What some computation costs
+
+    Attributes:
+        flops: Floating-point operations in matrix products; additions and multiplications count alike
+        calls: Calls into PyTorch
+        bytes: Size of everything the calls return: more than is ever alive at once
+    """
     flops: int   # Floating-point operations in matrix products; additions and multiplications count alike
     calls: int   # Calls into PyTorch
     bytes: int   # Size of everything the calls return: more than is ever alive at once
@@ -77,7 +102,14 @@ class Work(NamedTuple):
 def count_work(
     f:Callable   # Called without arguments
 ) -> Work:       # Its cost
-    "Count what `f` costs in arithmetic, calls and memory"
+    """Count what `f` costs in arithmetic, calls and memory
+
+    Args:
+        f: Called without arguments
+
+    Returns:
+        Its cost
+    """
     with _Observer() as o: f()
     return Work(o.flops, o.calls, o.bytes)
 
@@ -87,7 +119,16 @@ def batches(
     batch_size:int,     # Samples per batch
     g:torch.Generator   # Source of randomness; batches come on its device
 ):                      # Yields `(batch_size,)` row numbers, without end
-    "Row numbers in random order, each used once per pass"
+    """Row numbers in random order, each used once per pass
+
+    Args:
+        n: Samples in the data set
+        batch_size: Samples per batch
+        g: Source of randomness; batches come on its device
+
+    Returns:
+        Yields `(batch_size,)` row numbers, without end
+    """
     rest = torch.empty(0, dtype=torch.long, device=g.device)
     while True:
         while len(rest) < batch_size: rest = torch.cat([rest, torch.randperm(n, generator=g, device=g.device)])
@@ -102,7 +143,16 @@ def draw_guesses(
     n:int,              # Rows
     g:torch.Generator   # Source of randomness
 ) -> tuple:             # What to pass to `forward` after x: one tensor, or nothing
-    "The random input of a model that needs one"
+    """The random input of a model that needs one
+
+    Args:
+        model: May have `initial_guess(n, generator)`
+        n: Rows
+        g: Source of randomness
+
+    Returns:
+        What to pass to `forward` after x: one tensor, or nothing
+    """
     return (model.initial_guess(n, g),) if hasattr(model, 'initial_guess') else ()
 
 def training_draws(
@@ -110,7 +160,16 @@ def training_draws(
     n:int,              # Rows
     g:torch.Generator   # Source of randomness
 ) -> tuple:             # What to pass to `forward` after the guess: tensors of `n` rows
-    "Further random input, in training only"
+    """Further random input, in training only
+
+    Args:
+        model: May have `training_draws(n, generator)`
+        n: Rows
+        g: Source of randomness
+
+    Returns:
+        What to pass to `forward` after the guess: tensors of `n` rows
+    """
     return tuple(model.training_draws(n, g)) if hasattr(model, 'training_draws') else ()
 
 GUESS_ROWS = 1024   # Rows for which random input is drawn at once outside training
@@ -121,7 +180,17 @@ def guesses_for(
     seed:int=0,         # Of the random input
     device='cpu'        # Where to put it
 ) -> tuple:             # What to pass to `forward` after x: one tensor, or nothing
-    "The random input for `n` rows; a row's input depends only on the seed and its place, not on `n`"
+    """The random input for `n` rows; a row's input depends only on the seed and its place, not on `n`
+
+    Args:
+        model: May have `initial_guess(n, generator)`
+        n: Rows
+        seed: Of the random input
+        device: Where to put it
+
+    Returns:
+        What to pass to `forward` after x: one tensor, or nothing
+    """
     streams = (generator(seed, 'predict', i, device=device) for i in range(-(-n//GUESS_ROWS)))
     blocks = [draw_guesses(model, GUESS_ROWS, g) for g in streams]
     return tuple(torch.cat(parts)[:n] for parts in zip(*blocks))
@@ -135,7 +204,19 @@ def draws(
     device='cpu',       # Where the data are
     *stream:int         # Which stream under this seed
 ):                      # Yields rows `(BLOCK, batch_size)`, and guesses `(BLOCK, batch_size, ...)` if any
-    "The randomness of a training run, one block of updates at a time"
+    """The randomness of a training run, one block of updates at a time
+
+    Args:
+        model: May have `initial_guess(n, generator)`
+        n: Samples in the data set
+        batch_size: Samples per update
+        seed: Of batch order and random input
+        device: Where the data are
+        *stream: Which stream under this seed
+
+    Returns:
+        Yields rows `(BLOCK, batch_size)`, and guesses `(BLOCK, batch_size, ...)` if any
+    """
     order,g,h = (generator(seed, kind, *stream, device=device) for kind in ('batches', 'noise', 'practice'))
     rows = batches(n, BLOCK*batch_size, order)
     while True:
@@ -147,25 +228,54 @@ def rows_of(
     x,           # A tensor of rows, or a tuple or dict of such tensors
     rows         # Row numbers, or a slice
 ):               # Of the same structure
-    "Some rows of an input"
+    """Some rows of an input
+
+    Args:
+        x: A tensor of rows, or a tuple or dict of such tensors
+        rows: Row numbers, or a slice
+
+    Returns:
+        Of the same structure
+    """
     return tree_map(lambda t: t[rows], x)
 
 def n_rows(
     x         # Rows: a tensor, or a structure of tensors
 ) -> int:     # At least 0
-    "How many rows there are"
+    """How many rows there are
+
+    Args:
+        x: Rows: a tensor, or a structure of tensors
+
+    Returns:
+        At least 0
+    """
     return len(tree_leaves(x)[0])
 
 def device_of(
     x                  # Rows
 ) -> torch.device:     # Of the first tensor
-    "Where rows lie"
+    """Where rows lie
+
+    Args:
+        x: Rows
+
+    Returns:
+        Of the first tensor
+    """
     return tree_leaves(x)[0].device
 
 def is_text(
     x          # Rows
 ) -> bool:     # Whether they are token ids
-    "Integers are token ids; floating-point numbers are vectors"
+    """Integers are token ids; floating-point numbers are vectors
+
+    Args:
+        x: Rows
+
+    Returns:
+        Whether they are token ids
+    """
     return isinstance(x, Tensor) and not x.is_floating_point()
 
 # %% ../nbs/engine/02_update.ipynb #2d0f9052
@@ -173,13 +283,28 @@ def prepared(
     model,      # May have `prepare(x)`
     x           # Rows: a tensor `(n, d_x)`, or a structure of tensors
 ):              # `n` rows
-    "The input in the form that the model reads"
+    """The input in the form that the model reads
+
+    Args:
+        model: May have `prepare(x)`
+        x: Rows: a tensor `(n, d_x)`, or a structure of tensors
+
+    Returns:
+        `n` rows
+    """
     return model.prepare(x) if hasattr(model, 'prepare') else x
 
 def as_read(
     x           # Numbers, or token ids in any integer type
 ):              # The same numbers, or ids as int64, as embeddings need them
-    "A batch as a model reads it; data sets may store an id in one byte"
+    """A batch as a model reads it; data sets may store an id in one byte
+
+    Args:
+        x: Numbers, or token ids in any integer type
+
+    Returns:
+        The same numbers, or ids as int64, as embeddings need them
+    """
     return tree_map(lambda t: t if t.is_floating_point() else t.long(), x)
 
 # %% ../nbs/engine/02_update.ipynb #97ee74da
@@ -188,7 +313,12 @@ def mode(
     models:list,      # Modules
     training:bool     # Training mode, or evaluation mode
 ):
-    "Put models and all their parts in one mode within the block; afterwards each part has its old mode back"
+    """Put models and all their parts in one mode within the block; afterwards each part has its old mode back
+
+    Args:
+        models: Modules
+        training: Training mode, or evaluation mode
+    """
     before = [(part, part.training) for m in models for part in m.modules()]
     for m in models: m.train(training)
     try: yield
@@ -196,7 +326,11 @@ def mode(
         for part,was in before: part.training = was
 
 def transformed() -> bool:   # True within `grad`, `vmap`, a recording or the compiler
-    "Whether tensors stand for many others here, so that no branch may depend on their values"
+    """Whether tensors stand for many others here, so that no branch may depend on their values
+
+    Returns:
+        True within `grad`, `vmap`, a recording or the compiler
+    """
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 # %% ../nbs/engine/02_update.ipynb #079f7ebf
@@ -206,7 +340,15 @@ def row_lengths(
     x:Tensor,       # Rows of token ids, `(n, width)`
     padding:int=0   # Id that fills rows up
 ) -> Tensor:        # `(n,)`
-    "Tokens per row, without the padding at its end"
+    """Tokens per row, without the padding at its end
+
+    Args:
+        x: Rows of token ids, `(n, width)`
+        padding: Id that fills rows up
+
+    Returns:
+        `(n,)`
+    """
     return (x != padding).sum(1)
 
 def length_groups(
@@ -214,7 +356,16 @@ def length_groups(
     y:Tensor,         # `(n, ...)`
     batch_size:int    # Samples per update; no group is smaller, unless the data set is
 ) -> list:            # `(x, y)` of each group
-    "Group rows of about the same length, each group as wide as its longest row; vectors stay together"
+    """Group rows of about the same length, each group as wide as its longest row; vectors stay together
+
+    Args:
+        x: `(n, d_x)`: vectors, or rows of token ids; or a structure of tensors
+        y: `(n, ...)`
+        batch_size: Samples per update; no group is smaller, unless the data set is
+
+    Returns:
+        `(x, y)` of each group
+    """
     if not is_text(x): return [(x, y)]
     lengths,k = row_lengths(x),max(1, min(MAX_GROUPS, len(x)//batch_size))
     parts = lengths.argsort(stable=True).tensor_split(k)
@@ -223,7 +374,14 @@ def length_groups(
 def group_order(
     n:int    # Number of groups
 ):           # Yields indices of groups, without end
-    "Which group each update takes: all of them in random order, again and again"
+    """Which group each update takes: all of them in random order, again and again
+
+    Args:
+        n: Number of groups
+
+    Returns:
+        Yields indices of groups, without end
+    """
     return repeat(0) if n == 1 else (g.item() for g in batches(n, 1, generator(0, 'turns')))
 
 # %% ../nbs/engine/02_update.ipynb #fedcdc32
@@ -233,7 +391,17 @@ def input_streams(
     batch_size:int,    # Samples per update
     seeds:list         # Of batch order and initial guesses, one per model
 ) -> list:             # Per group a stream of row numbers and guesses, with an entry per model
-    "The randomness of a run of several models"
+    """The randomness of a run of several models
+
+    Args:
+        models: Modules
+        groups: `(x, y)` of each group of rows
+        batch_size: Samples per update
+        seeds: Of batch order and initial guesses, one per model
+
+    Returns:
+        Per group a stream of row numbers and guesses, with an entry per model
+    """
     def of_group(i, x):
         drawn = (draws(m, n_rows(x), batch_size, s, device_of(x), *[i]*(i > 0)) for m,s in zip(models, seeds))
         for blocks in zip(*drawn): yield from zip(*(torch.stack(parts, dim=1) for parts in zip(*blocks)))
@@ -244,7 +412,16 @@ def mean_loss(
     p,               # A prediction, or a tuple of several
     y:Tensor         # Target of each
 ) -> Tensor:         # Scalar
-    "The loss of a prediction; in training a model may return several, and then it is their mean"
+    """The loss of a prediction; in training a model may return several, and then it is their mean
+
+    Args:
+        loss: `(prediction, target) -> scalar`
+        p: A prediction, or a tuple of several
+        y: Target of each
+
+    Returns:
+        Scalar
+    """
     return sum(loss(q, y) for q in p)/len(p) if isinstance(p, tuple) else loss(p, y)
 
 def _loss_of(model, loss, x, y, rows, guess):
@@ -260,7 +437,13 @@ UNTRAINABLE = ("model: expected predictions that depend on its trainable weights
                "(an energy must be differentiable in y)")
 
 class Adam(NamedTuple):
-    "Settings of the optimizer"
+    """Settings of the optimizer
+
+    Attributes:
+        lr: Learning rate, or a function from the numbers of updates, 1 and up, to rates
+        clip: Largest norm of the gradient of one model; None clips nothing
+        weight_decay: Share of the weights, times the learning rate, that each update takes away (AdamW)
+    """
     lr: float|Callable          # Learning rate, or a function from the numbers of updates, 1 and up, to rates
     clip: float|None=None       # Largest norm of the gradient of one model; None clips nothing
     weight_decay: float=0.      # Share of the weights, times the learning rate, that each update takes away (AdamW)
@@ -270,7 +453,14 @@ class Adam(NamedTuple):
 def as_adam(
     lr   # A learning rate, or `Adam`
 ) -> Adam:   # All settings
-    "A learning rate as settings of the optimizer"
+    """A learning rate as settings of the optimizer
+
+    Args:
+        lr: A learning rate, or `Adam`
+
+    Returns:
+        All settings
+    """
     return lr if isinstance(lr, Adam) else Adam(lr)
 
 def _update(model, opt, drawn, loss, group, clip=None):
@@ -289,7 +479,15 @@ def _update(model, opt, drawn, loss, group, clip=None):
 # %% ../nbs/engine/02_update.ipynb #d835b6f5
 @dataclass
 class AdamState:
-    "How far Adam has come with one model"
+    """How far Adam has come with one model
+
+    Attributes:
+        done: Updates made
+        m: Running mean of the gradients of all trainable weights, in one row; None is 0
+        v: Running mean of their squares
+        last: The weights at that time, where the model has got others since
+        left: Norms of the weights with which a run left the model
+    """
     done:int = 0           # Updates made
     m:Tensor|None = None   # Running mean of the gradients of all trainable weights, in one row; None is 0
     v:Tensor|None = None   # Running mean of their squares
@@ -320,7 +518,21 @@ def plain_updates(
     state:list|None=None,  # Per model an `AdamState` to go on from, brought up to date at the end
     params:list|None=None  # Per model the weights that it is about; None takes those that are trainable
 ):                    # Yields the losses of all models after each update
-    "Adam updates as most people write them, one model after another"
+    """Adam updates as most people write them, one model after another
+
+    Args:
+        models: Modules, trained in place
+        groups: `(x, y)` of each group of rows
+        lr: Learning rate, or `Adam`
+        loss: `(prediction, target) -> scalar`
+        inputs: From `input_streams`
+        order: From `group_order`
+        state: Per model an `AdamState` to go on from, brought up to date at the end
+        params: Per model the weights that it is about; None takes those that are trainable
+
+    Returns:
+        Yields the losses of all models after each update
+    """
     adam,done,params = as_adam(lr),state[0].done if state else 0,params or list(map(_learned, models))
     kind = torch.optim.AdamW if adam.weight_decay else torch.optim.Adam
     rate = 0. if callable(adam.lr) else adam.lr      # a schedule sets it before each update
