@@ -19,7 +19,7 @@ from .core import tell, user_path
 from .data import task_names
 from .ebt import energy_names
 from .files import listops_command
-from .runner import Results, chosen_models, insist, run_main
+from .runner import Results, insist, recipe_names, run_main
 from .saving import prepare_saving, save_results
 from .serve import explore_command
 from .sweeps import FAILED, format_table, processes, sweep, sweep_summary, sweep_table
@@ -350,7 +350,7 @@ def explore_main(
 def _epilog():
     "Last lines of the help"
     return f"""{_REACH}
-Tasks: {', '.join(task_names())}. Models: {', '.join(chosen_models('all'))}. Energies of the EBT (--energy):
+Tasks: {', '.join(task_names())}. Models: {', '.join(recipe_names())}. Energies of the EBT (--energy):
 {', '.join(energy_names())}."""
 
 _REACH = """'ebt_toy sweep' trains at all points of a grid, and goes on where it was stopped;
