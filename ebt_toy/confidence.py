@@ -12,11 +12,10 @@ from torch import Tensor
 
 from .core import check_count, check_positive, generator
 from .data import inputs_and_targets
-from .ebt import EBT, contexts, descend, hessian, read_once, slope
+from .ebt import EBT, descend
 from .models import predict
 from .style import COLORS, legend, new_axes
-from .thinking import best_of
-from .update import device_of, guesses_for, n_rows
+from .thinking import best_of, principal_slopes, starts_of
 
 # %% ../nbs/methods/09_confidence.ipynb #2e123086
 def _ranks(a):
@@ -64,12 +63,10 @@ def auroc(
 # %% ../nbs/methods/09_confidence.ipynb #ac7ee3df
 def _at_rest(f, y):
     "Energy, slope, distance to the bottom as Newton sees it, and flatness, at guesses y"
-    g,H = slope(lambda y: f(y).sum(), y).detach(),hessian(f, y).detach()
-    values,vectors = torch.linalg.eigh(H.nan_to_num(0., 0., 0.))
-    along = (vectors.mT @ g[..., None])[..., 0]
+    values,_,along = principal_slopes(f, y)
     flat = 1/values[:, 0].clamp(min=1e-6)              # no valley at all counts as the flattest
     way = along/values.abs().clamp(min=1e-6)
-    return dict(energy=f(y).detach(), slope=g.norm(dim=1), newton=way.norm(dim=1), flatness=flat)
+    return dict(energy=f(y).detach(), slope=along.norm(dim=1), newton=way.norm(dim=1), flatness=flat)
 
 def disagreement(
     ensemble,      # Models, or one module with `spread(x)`
@@ -125,10 +122,9 @@ def doubts(
     if not isinstance(model, EBT): raise ValueError(f"model: expected an EBT, got {type(model).__name__}")
     check_positive('shake', shake), check_count('n_starts', n_starts)
     n_steps = model.n_optimization_steps if n_steps is None else check_count('n_steps', n_steps)
-    drawn,given = guesses_for(model, n_rows(x), seed, device_of(x))[0],contexts(model, x)
-    known,f = read_once(model.energy, given)
+    known,f,(y0,) = starts_of(model, x, [seed])
     def down(y): return descend(f, known, y, n_steps, model.step_size, record=False, rule=rule).guesses[-1]
-    y = down(model.first_guess(given, drawn))
+    y = down(y0)
     found = _doubts(lambda y: f(known, y), down, y, shake, generator(seed, 'shake', device=y.device))
     if model.start == 'normal': found['spread'] = best_of(model, x, n_starts, n_steps, rule, seed).spread
     if ensemble is not None: found['ensemble'] = disagreement(ensemble, x)

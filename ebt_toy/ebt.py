@@ -110,10 +110,6 @@ def register_rule(
     """
     _rules[name] = rule
 
-def _walk(name, f, y0, step_size):
-    "Guesses of a rule"
-    return _rules[check_known('rule', name, [*_rules, 'fixed'])](f, y0, step_size)
-
 def read_once(
     energy:Callable,   # May have `given(x)`, what it needs of x, and `of(given, y)`, the energy from that
     x                  # Input
@@ -157,7 +153,8 @@ def walk_down(
     Returns:
         Yields the guesses after each step
     """
-    walk = None if rule == 'fixed' else _walk(rule, lambda y: checked_energy(energy, x, y), y, step_size)
+    check_known('rule', rule, [*_rules, 'fixed'])
+    walk = _rules[rule](lambda y: checked_energy(energy, x, y), y, step_size) if rule != 'fixed' else None
     if walk and noise: raise ValueError(f"noise: expected rule='fixed', as other rules would not see it, got {rule!r}")
     for k in range(n_steps):
         each = grad_steps == 'each'

@@ -114,7 +114,7 @@ def harder_data(
         return TensorDataset(x.to(device), y.to(device))
     sizes = ('train', size_train, easy),('val', size_val, easy),('test', size_test, harder(hardness))
     splits = [split(*s) for s in sizes]
-    return SyntheticData(*splits, splits[0].tensors[0].shape[1], vec_size)
+    return SyntheticData(*splits, *(t.shape[1] for t in splits[0].tensors))
 
 # %% ../nbs/methods/01_pairs.ipynb #2aa21546
 SETTINGS = dict(num_steps=3000, batch_size=64, lr=1e-3, activation='silu')   # for every model on these tasks

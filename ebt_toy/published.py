@@ -59,7 +59,7 @@ def published_data(
         made = draw(n, vec_size, hard, generator(seed, draw.__name__, part))
         return TensorDataset(*(t.to(device) for t in made))
     splits = split('train', size_train, False),split('val', size_val, False),split('test', size_test, True)
-    return SyntheticData(*splits, splits[0].tensors[0].shape[1], vec_size*vec_size)
+    return SyntheticData(*splits, *(t.shape[1] for t in splits[0].tensors))
 
 def _with_copy(data):
     "The usual baselines, and the input itself as the answer"

@@ -20,8 +20,8 @@ from .budget import count_updates
 from .core import check_count, check_known, generator, seeded, strict
 from .data import Scoring
 from .ebt import Trajectory, contexts, slope
-from .models import Encoded, precision
-from .practice import Practice, checked_practice, inverses
+from .models import Encoded
+from .practice import Descending, Practice, checked_practice, inverses
 from .runner import register_model
 from .training import fit_options, train_models
 from .update import device_of, guesses_for, mlp, n_rows
@@ -74,19 +74,13 @@ def _checked_share(name, value):
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1: return value
     raise ValueError(f"{name}: expected a number from 0 to 1, got {value!r}")
 
-def _random_starts(self:Recurrent, n, g):
-    "First guesses for `n` rows, `(n, d_y)`: standard normal, or 0"
-    like = dict(device=g.device, dtype=precision(self) or torch.float32)
-    if self.start == 'zeros': return torch.zeros(n, self.output_dim, **like)
-    return torch.randn(n, self.output_dim, generator=g, **like)
-
 def _walk_on(self:Recurrent, x, y, n_steps, carried):
     "Guesses after each step; gradients flow through the last `carried`"
     for k in range(n_steps):
         with torch.set_grad_enabled(torch.is_grad_enabled() and n_steps - k <= carried): y = self.step(x, y)
         yield y
 
-Recurrent.initial_guess,Recurrent.walk = _random_starts,_walk_on
+Recurrent.initial_guess,Recurrent.walk = Descending.initial_guess,_walk_on
 
 # %% ../nbs/methods/06_rivals.ipynb #e967ab73
 def resting_step(

@@ -6,7 +6,7 @@
 __all__ = ['plot_results', 'check_folder', 'prepare_saving', 'save_results']
 
 # %% ../nbs/explorer/00_saving.ipynb #ca45d8e8
-import csv, io, json, math, platform, tempfile
+import io, json, math, platform, tempfile
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from .core import atomic_file, device_name, user_path
+from .history import history_csv
 from .runner import Results, recipe_title
 from .style import legend, new_axes
 
@@ -82,15 +83,6 @@ def _json(results):
                  python=platform.python_version(), baselines=results.baselines, models=models)
     return (json.dumps(_plain(about), indent=2, allow_nan=False) + '\n').encode()
 
-def _csv(history):
-    "A history as CSV, one line per evaluation and seed"
-    text,seeds = io.StringIO(newline=''),history.settings.get('seeds')
-    writer = csv.DictWriter(text, ['seed', *history.columns], lineterminator='\n')
-    writer.writeheader()
-    for h in [history.of_seed(i) for i in range(len(seeds))] if seeds else [history]:
-        writer.writerows(dict(seed=h.settings['seed']) | row for row in h.rows())
-    return text.getvalue().encode()
-
 # %% ../nbs/explorer/00_saving.ipynb #f3b9ff50
 def _png(draw):
     "A PNG image of what `draw(axes)` draws"
@@ -135,7 +127,7 @@ def save_results(
     """
     folder = check_folder(folder)
     trained = {n: r['history'] for n,r in results.items() if len(r['history'])}
-    makers,failed = {f'{n}.csv': partial(_csv, h) for n,h in trained.items()},{}
+    makers,failed = {f'{n}.csv': partial(history_csv, h) for n,h in trained.items()},{}
     if trained: makers['training.png'] = partial(_png, partial(plot_results, results))
     _write(folder, makers, failed)
     for name in [] if failed else _earlier(folder) - makers.keys():

@@ -21,13 +21,14 @@ from torch import Tensor
 from .checkpoints import pretrained, pretrained_steps
 from .core import generator
 from .data import ID_LIMIT, get_task, uniform
-from .ebt import EBT, Trajectory, hessian, inner_step, read_once, slope, trace, walk_down
+from .ebt import EBT, Trajectory, inner_step, read_once, trace, walk_down
 from .live import QUESTION, add_axes, blank_figure, clear_axes
 from .pairs import NUMBERWISE
 from .plots import (Line, Plane, contour_levels, energy_line, energy_plane, numbered, plot_landscape,
                            plot_profile, plot_steps)
 from .style import COLORS, FFN, TRUTH
 from .models import predict
+from .thinking import principal_slopes
 
 # %% ../nbs/explorer/04_scene.ipynb #45dc9bb7
 MOST_STEPS,LONGEST_STEP = 60,100.   # Largest values of two sliders
@@ -360,9 +361,8 @@ def _curved(model, x, ends, best):
     "The bowls that touch the energy at the ends of paths"
     given,of = read_once(model.energy, x)
     f,y = lambda y: of(given, y),ends.nan_to_num().clamp(-HUGE, HUGE)
-    values,vectors = torch.linalg.eigh(hessian(f, y))
-    along = (vectors.mT @ slope(lambda y: f(y).sum(), y)[..., None])[..., 0]/values.abs().clamp(min=1e-9)
-    return Curved(values[best], vectors[best], along.norm(dim=-1))
+    values,vectors,along = principal_slopes(f, y)
+    return Curved(values[best], vectors[best], (along/values.abs().clamp(min=1e-9)).norm(dim=-1))
 
 def _right_answer(shown, x):
     "The right answer, or None where there is none"

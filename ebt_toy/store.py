@@ -7,12 +7,13 @@ __all__ = ['STORE_VERSION', 'open_store', 'as_json', 'put_units', 'units_of', 'i
            'export_rows']
 
 # %% ../nbs/sweeps/02_store.ipynb #16791b15
-import csv, importlib, io, json, sqlite3, tempfile
+import importlib, json, sqlite3, tempfile
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Iterator
 
 from .core import atomic_file, check_known, open_file, user_path
+from .history import csv_bytes
 
 # %% ../nbs/sweeps/02_store.ipynb #2b78755b
 STORE_VERSION = 1           # of the tables below; a file of another version is refused
@@ -271,11 +272,7 @@ def _cell(value):
 
 def _csv_of(rows):
     "Rows as CSV"
-    text = io.StringIO(newline='')
-    writer = csv.DictWriter(text, _names(rows), lineterminator='\n')
-    writer.writeheader()
-    for r in rows: writer.writerow({k: _cell(v) for k,v in r.items()})
-    return text.getvalue().encode()
+    return csv_bytes(_names(rows), ({k: _cell(v) for k,v in r.items()} for r in rows))
 
 def _parquet_of(rows):
     "Rows as Parquet, whose columns have one type each: numbers beside texts become texts"
