@@ -826,6 +826,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                            'ebt_toy/thinking.py'),
                                   'ebt_toy.thinking._label_steps': ('methods/thinking.html#_label_steps', 'ebt_toy/thinking.py'),
                                   'ebt_toy.thinking._path_of': ('methods/thinking.html#_path_of', 'ebt_toy/thinking.py'),
+                                  'ebt_toy.thinking._row_errors': ('methods/thinking.html#_row_errors', 'ebt_toy/thinking.py'),
                                   'ebt_toy.thinking._slope_sizes': ('methods/thinking.html#_slope_sizes', 'ebt_toy/thinking.py'),
                                   'ebt_toy.thinking._slopes': ('methods/thinking.html#_slopes', 'ebt_toy/thinking.py'),
                                   'ebt_toy.thinking.backtracking': ('methods/thinking.html#backtracking', 'ebt_toy/thinking.py'),

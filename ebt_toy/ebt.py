@@ -328,15 +328,18 @@ def implicit_step(
     g = slope(lambda y: f(y).sum(), y.detach())
     return y.detach() - (A.detach() @ (g - g.detach())[..., None])[..., 0]
 
+# %% ../nbs/03_ebt.ipynb #2a5b13d0
 @patch
 def practised(self:EBT, x, y, *drawn):
     "The guesses that the loss judges, with gradients to the weights: one, or a tuple of several"
     p,K,left = self.practice,self.n_optimization_steps,iter(drawn)
     alpha = self.alpha()*(next(left) if p.step_spread > 1 else 1)
     wait,z = None if p.min_steps in (None, K) else next(left),next(left) if p.noise else None
+    first = y.detach()
     shake = None if z is None else lambda k: z[:, k] if k < K - 1 else 0.
     carry,(x,energy) = 0 if p.grad_steps == 'implicit' else p.grad_steps,read_once(self.energy, x)
-    guesses = list(walk_down(energy, x, y.detach(), K, alpha, carry, shake, wait=wait))
+    if p.replay: first = torch.where(next(left), [*walk_down(energy, x, first, K, alpha, 0)][-1].detach(), first)
+    guesses = list(walk_down(energy, x, first, K, alpha, carry, shake, wait=wait))
     if p.loss_at == 'last': guesses = guesses[-1:]
     if p.grad_steps == 'implicit': guesses = [implicit_step(energy, x, guesses[0])]
     if self.proposal is not None: guesses.append(y)
@@ -412,6 +415,7 @@ def train_energy_model(
     step_spread:float=1.,         # s: in training α is drawn from [α/s, αs], for each sample
     learn_step:bool=False,        # Learn α, from `step_size` on
     noise:float=0.,               # In training added to guesses between steps: its standard deviation
+    replay:float=0.,              # Share of training samples that go on from where a descent before this one ended
     start:str='normal',           # First guesses: 'normal' (random), 'zeros', or by a 'proposal' network of x
     report:Callable|None=print,   # Receives each line of the report; None is quiet
     schedule:str='constant',      # Learning rate over the run: 'constant', or 'cosine' down to 0
@@ -451,6 +455,7 @@ def train_energy_model(
         step_spread: s: in training α is drawn from [α/s, αs], for each sample
         learn_step: Learn α, from `step_size` on
         noise: In training added to guesses between steps: its standard deviation
+        replay: Share of training samples that go on from where a descent before this one ended
         start: First guesses: 'normal' (random), 'zeros', or by a 'proposal' network of x
         report: Receives each line of the report; None is quiet
         schedule: Learning rate over the run: 'constant', or 'cosine' down to 0
@@ -469,7 +474,8 @@ def train_energy_model(
         Trained, with `history` and `test_dataset`; a list for several seeds
     """
     options = fit_options(locals()) | dict(num_steps=count_updates(num_steps, num_epochs, 10_000))
-    practice = dict(grad_steps=grad_steps, loss_at=loss_at, min_steps=min_steps, step_spread=step_spread, noise=noise)
+    practice = dict(grad_steps=grad_steps, loss_at=loss_at, min_steps=min_steps, step_spread=step_spread, noise=noise,
+                    replay=replay)
     datasets,several = (train_dataset, val_dataset, test_dataset),seeds is not None and len(seed_list(seeds)) > 1
     check_known('start', start, ['normal', 'zeros', 'proposal'])
     K = check_count('n_optimization_steps', n_optimization_steps)

@@ -25,12 +25,14 @@ class Practice(NamedTuple):
         min_steps: A sample takes this many steps, or more, at random; None: always all of them
         step_spread: s: the step size of a sample is drawn from [α/s, αs]
         noise: Standard deviation of what is added to guesses between steps, in units of y
+        replay: Share of samples that go on from where a whole descent before this one ended
     """
     grad_steps: int|str=1          # Last steps that carry gradients to the weights: a number, 'all' or 'implicit'
     loss_at: str='last'            # Guesses that the loss judges: the 'last' one, or that after 'every' step
     min_steps: int|None=None       # A sample takes this many steps, or more, at random; None: always all of them
     step_spread: float=1.          # s: the step size of a sample is drawn from [α/s, αs]
     noise: float=0.                # Standard deviation of what is added to guesses between steps, in units of y
+    replay: float=0.               # Share of samples that go on from where a whole descent before this one ended
 
 # %% ../nbs/engine/09_practice.ipynb #636aed63
 def checked_practice(
@@ -60,6 +62,7 @@ def checked_practice(
     if fewest > n_steps: refuse('min_steps', f"at most {n_steps}")
     if check_positive('step_spread', p.step_spread) < 1: refuse('step_spread', "1 or more")
     if p.noise: check_positive('noise', p.noise)
+    if p.replay and check_positive('replay', p.replay) > 1: refuse('replay', "a share from 0 to 1")
     return p._replace(grad_steps=g)
 
 # %% ../nbs/engine/09_practice.ipynb #ee5ac17b
@@ -121,12 +124,13 @@ def _first_guess(self:Descending, x, drawn):
     raise ValueError(f"start: expected a network that proposes {tuple(drawn.shape)} numbers, got {tuple(first.shape)}")
 
 def _training_draws(self:Descending, n, g):
-    "What training draws for each row besides: a factor of α, steps to wait, noise; each only where it is asked for"
+    "What training draws for each row besides: a factor of α, steps to wait, noise, whether it goes on; where asked for"
     p,K = self.practice,self.n_optimization_steps
     like = dict(generator=g, device=g.device, dtype=precision(self) or torch.float32)
     if p.step_spread > 1: yield 1/p.step_spread + (p.step_spread - 1/p.step_spread)*torch.rand(n, 1, **like)
     if p.min_steps not in (None, K): yield torch.randint(0, K - p.min_steps + 1, (n,), generator=g, device=g.device)
     if p.noise: yield p.noise*torch.randn(n, K - 1, self.output_dim, **like)
+    if p.replay: yield torch.rand(n, 1, **like) < p.replay
 
 Descending.alpha,Descending.initial_guess = _alpha,_drawn_guesses
 Descending.first_guess,Descending.training_draws = _first_guess,_training_draws

@@ -8,7 +8,7 @@ __all__ = ['guarded', 'backtracking', 'barzilai_borwein', 'principal_slopes', 'n
            'thinking_map', 'plot_thinking_map']
 
 # %% ../nbs/methods/04_thinking.ipynb #19ac1381
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
@@ -226,11 +226,16 @@ def _slope_sizes(model, x, y):
     given,f = read_once(model.energy, contexts(model, x))
     return _slopes(lambda y: f(given, y), y).norm(dim=1)
 
-# %% ../nbs/methods/04_thinking.ipynb #ae18a19d
+def _row_errors(metric, p, y):
+    "The metric of each row by itself, `(b,)`; None is the mean squared error"
+    if metric is None: return (p - y).pow(2).mean(1)
+    return torch.stack([metric(p[i:i + 1], y[i:i + 1]).float() for i in range(len(y))])
+
 def _bounded_quantiles(error, at):
     "Quantiles that infinite errors do not turn into NaN: between two values the nearer one counts"
     return error.quantile(error.new_tensor(at), interpolation='nearest').tolist()
 
+# %% ../nbs/methods/04_thinking.ipynb #ae18a19d
 @torch.no_grad()
 def thinking_curve(
     model,                 # Trained: an `EBT`, or a model with `path(x, n_steps, seed)` that gives a `Trajectory`
@@ -238,7 +243,8 @@ def thinking_curve(
     steps,                 # Numbers of inner steps, e.g. `(10, 50, 200)`
     rule:str='fixed',      # Step rule
     step_size:float|None=None,   # α; None takes the model's own
-    seed:int=0             # Of the first guesses
+    seed:int=0,            # Of the first guesses
+    metric:Callable|None=None   # `(prediction, target) -> scalar`, as of a task's scoring; None is the MSE
 ) -> list[dict]:           # One row per number of steps; energy and slope are NaN for a model without them
     """Error, energy and slope of a model that takes more or fewer steps than it was trained with
 
@@ -249,17 +255,19 @@ def thinking_curve(
         rule: Step rule
         step_size: α; None takes the model's own
         seed: Of the first guesses
+        metric: `(prediction, target) -> scalar`, as of a task's scoring; None is the MSE
 
     Returns:
         One row per number of steps; energy and slope are NaN for a model without them
     """
     x,y = inputs_and_targets(dataset)
-    if not y.is_floating_point(): raise ValueError("dataset: expected numbers in y, got labels")
+    if metric is None and not y.is_floating_point():
+        raise ValueError("dataset: expected numbers in y, or a metric for labels, got labels")
     steps = sorted({check_count('steps', n) for n in steps})
     guesses,energies = _path_of(model, x, steps[-1], rule, step_size, seed)
     once,cost = prediction_flops(model, rows_of(x, slice(64)), rule)
     def row(n):
-        error = (guesses[n] - y).pow(2).mean(1)
+        error = _row_errors(metric, guesses[n], y)
         moved = ~((guesses[n] - guesses[n - 1]).norm(dim=1) <= 1e-4)      # a row that is lost is not at rest
         low,median,high = _bounded_quantiles(error.nan_to_num(torch.inf, posinf=torch.inf), (0.05, 0.5, 0.95))
         return dict(steps=n, mean=error.mean().item(), median=median, low=low, high=high,
@@ -291,7 +299,8 @@ def plot_thinking(
     curves:dict,        # Name -> rows of `thinking_curve`; or one `(flops, error)` for a model without steps
     ax=None,            # Matplotlib axes; None makes new ones
     x:str='flops',      # 'flops' or 'steps'
-    value:str='mean'    # 'mean' or 'median'
+    value:str='mean',   # 'mean' or 'median'
+    label:str='MSE (OOD)'   # Of the vertical axis
 ):                      # The axes
     """Error against inference arithmetic per question, each dot with its number of steps; or against inner steps
 
@@ -300,6 +309,7 @@ def plot_thinking(
         ax: Matplotlib axes; None makes new ones
         x: 'flops' or 'steps'
         value: 'mean' or 'median'
+        label: Of the vertical axis
 
     Returns:
         The axes
@@ -313,7 +323,8 @@ def plot_thinking(
             points = [r[x] for r in rows],[r[value] for r in rows]
             ax.plot(*points, marker='o', ls=ls, ms=3, color=COLORS['test'], label=name)
     xlabel = 'inner steps' if x == 'steps' else 'FLOPs per question'
-    ax.set(xscale='log', yscale='log', ylabel='MSE (OOD)', xlabel=xlabel)
+    heights = [v for l in ax.get_lines() for v in l.get_ydata()]
+    ax.set(xscale='log', yscale='log' if min(heights) > 0 else 'linear', ylabel=label, xlabel=xlabel)
     legend(ax, outside=True)
     ax.margins(y=0.12)
     if x == 'flops' and lines: _label_steps(ax, lines)

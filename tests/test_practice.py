@@ -15,8 +15,8 @@ from ebt_toy.runner import run_main
 
 CHOICES = [dict(grad_steps=3), dict(grad_steps='all'), dict(grad_steps='implicit'), dict(loss_at='every'),
            dict(loss_at='every', grad_steps='all'), dict(min_steps=2), dict(step_spread=2.), dict(learn_step=True),
-           dict(noise=0.1), dict(start='zeros'), dict(start='proposal'),
-           dict(min_steps=2, step_spread=1.5, noise=0.05, learn_step=True, start='proposal', loss_at='every')]
+           dict(noise=0.1), dict(replay=0.5), dict(start='zeros'), dict(start='proposal'),
+           dict(min_steps=2, step_spread=1.5, noise=0.05, replay=0.3, learn_step=True, start='proposal', loss_at='every')]
 quiet = dict(report=None, progress=False)
 
 @pytest.fixture(scope='module')
@@ -95,10 +95,27 @@ def test_rows_wait_for_their_turn_and_noise_spares_the_last_step():
     landing = EBT(bowl, 1, 4, 1., noise=3.).train()
     assert landing(x, y0, 3*torch.randn(3, 3, 1)).abs().max() == 0      # one step of size 1 lands, wherever it begins
 
+def test_replayed_rows_go_on_from_where_a_descent_ended():
+    def bowl(x, y): return 0.5*(y - x).pow(2).sum(-1)
+    x,y0 = torch.zeros(3, 1),torch.ones(3, 1)
+    halving = EBT(bowl, 1, 4, 0.5, replay=0.5).train()
+    assert halving(x, y0, torch.tensor([[True], [False], [True]])).flatten().tolist() == [0.5**8, 0.5**4, 0.5**8]
+    assert halving.eval()(x, y0).flatten().tolist() == [0.5**4]*3
+    [goes_on] = EBT(bowl, 1, 4, replay=0.3).training_draws(5000, generator(0))
+    assert abs(goes_on.float().mean() - 0.3) < 0.03
+
+def test_replay_of_all_rows_is_a_longer_descent(data):
+    x,y = (t[:8] for t in data[0].tensors)
+    y0,energy = torch.randn(8, 2, generator=generator(1), dtype=torch.float64),bowl64(0)
+    def gradients(model, *drawn):
+        return torch.autograd.grad(F.mse_loss(model.train()(x, y0, *drawn), y), list(energy.parameters()))
+    ways = zip(gradients(EBT(energy, 2, 5, replay=1.), torch.ones(8, 1, dtype=torch.bool)), gradients(EBT(energy, 2, 10)))
+    for a,b in ways: assert torch.equal(a, b)
+
 def test_choices_that_change_nothing(data):
     def bits(**choice): return list(one_and_several(data, choice, num_steps=10)[0].parameters())
     usual = bits()
-    for same in (dict(min_steps=5), dict(step_spread=1), dict(noise=0), dict(grad_steps=1), dict(start='normal')):
+    for same in (dict(min_steps=5), dict(step_spread=1), dict(noise=0), dict(replay=0), dict(grad_steps=1), dict(start='normal')):
         assert all(map(torch.equal, usual, bits(**same))), same
     assert all(map(torch.equal, bits(n_optimization_steps=1), bits(n_optimization_steps=1, loss_at='every')))
     assert all(map(torch.equal, bits(n_optimization_steps=1), bits(n_optimization_steps=1, grad_steps='all')))
@@ -115,7 +132,7 @@ def test_predictions_begin_where_the_model_says(data):
     (dict(grad_steps='most'), "grad_steps"), (dict(grad_steps=0), "grad_steps"), (dict(loss_at='first'), "loss_at"),
     (dict(grad_steps=3, loss_at='every'), "1 or 'all'"), (dict(grad_steps='implicit', learn_step=True), "implicit"),
     (dict(min_steps=11), "at most 10"), (dict(min_steps=0), "min_steps"), (dict(step_spread=0.5), "1 or more"),
-    (dict(noise=-1.), "noise"), (dict(start='ones'), "start")], ids=str)
+    (dict(noise=-1.), "noise"), (dict(replay=1.5), "replay: expected a share"), (dict(replay=-0.1), "replay"), (dict(start='ones'), "start")], ids=str)
 def test_refusals(data, wrong, said):
     with pytest.raises(ValueError, match=re.escape(said)): train_energy_model(*data, **wrong, num_steps=1, **quiet)
 
