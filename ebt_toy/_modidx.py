@@ -631,6 +631,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'ebt_toy.rivals._clamped': ('methods/rivals.html#_clamped', 'ebt_toy/rivals.py'),
                                 'ebt_toy.rivals._path': ('methods/rivals.html#_path', 'ebt_toy/rivals.py'),
                                 'ebt_toy.rivals._walk_on': ('methods/rivals.html#_walk_on', 'ebt_toy/rivals.py'),
+                                'ebt_toy.rivals.matched_width': ('methods/rivals.html#matched_width', 'ebt_toy/rivals.py'),
+                                'ebt_toy.rivals.model_costs': ('methods/rivals.html#model_costs', 'ebt_toy/rivals.py'),
                                 'ebt_toy.rivals.resting_step': ('methods/rivals.html#resting_step', 'ebt_toy/rivals.py'),
                                 'ebt_toy.rivals.train_arithmetic': ('methods/rivals.html#train_arithmetic', 'ebt_toy/rivals.py'),
                                 'ebt_toy.rivals.train_ensemble': ('methods/rivals.html#train_ensemble', 'ebt_toy/rivals.py'),

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['train_fixed_point', 'Recurrent', 'resting_step', 'train_recurrent', 'Ensemble', 'train_ensemble', 'NAU', 'NMU',
-           'Arithmetic', 'train_arithmetic']
+           'Arithmetic', 'train_arithmetic', 'model_costs', 'matched_width']
 
 # %% ../nbs/methods/06_rivals.ipynb #11392d51
-import math
+import bisect, math
 from functools import partial
 from typing import Callable
 
@@ -20,11 +20,11 @@ from .budget import count_updates
 from .core import check_count, check_known, generator, seeded, strict
 from .data import Scoring
 from .ebt import Trajectory, contexts, slope
-from .models import Encoded
+from .models import Encoded, predict
 from .practice import Descending, Practice, checked_practice, inverses
 from .runner import register_model
 from .training import fit_options, train_models
-from .update import device_of, guesses_for, mlp, n_rows
+from .update import count_params, count_work, device_of, guesses_for, mlp, n_rows, rows_of
 
 # %% ../nbs/methods/06_rivals.ipynb #18b10ffa
 class Recurrent(Encoded):
@@ -438,3 +438,51 @@ def train_arithmetic(
     return train_models(build, datasets, input_dim, output_dim, encoder, seed, seeds, **options)
 
 register_model('nau_nmu', train_arithmetic, 'NAU-NMU');
+
+# %% ../nbs/methods/06_rivals.ipynb #c0791720
+def model_costs(
+    train:Callable,  # E.g. `train_feedforward`
+    data,            # As from `create_synthetic_data`
+    **config         # Settings of the model
+) -> dict:           # `weights`; `update`: FLOPs of one update; `answer`: FLOPs per question
+    """What a model costs, counted in one update and one prediction
+
+    Args:
+        train: E.g. `train_feedforward`
+        data: As from `create_synthetic_data`
+        **config: Settings of the model
+
+    Returns:
+        `weights`; `update`: FLOPs of one update; `answer`: FLOPs per question
+    """
+    model = train(*data, num_steps=1, compile=False, report=None, progress=False, **config)
+    x = rows_of(data[1].tensors[0], slice(64))
+    return dict(weights=count_params(model), update=model.history.settings['update_flops'],
+                answer=count_work(lambda: predict(model, x)).flops//n_rows(x))
+
+def matched_width(
+    train:Callable,   # Has an argument `latent_dim`
+    data,             # As from `create_synthetic_data`
+    cost:str,         # 'weights', 'update' or 'answer'
+    target:float,     # What it shall come to
+    widest:int=1024,  # Widths to try
+    **config          # Other settings of the model
+) -> int:             # A width; one step more or less comes no nearer
+    """The `latent_dim` at which a model costs as much as another; raises `ValueError` where none does
+
+    Args:
+        train: Has an argument `latent_dim`
+        data: As from `create_synthetic_data`
+        cost: 'weights', 'update' or 'answer'
+        target: What it shall come to
+        widest: Widths to try
+        **config: Other settings of the model
+
+    Returns:
+        A width; one step more or less comes no nearer
+    """
+    check_known('cost', cost, ['weights', 'update', 'answer'])
+    def at(w): return model_costs(train, data, latent_dim=w, **config)[cost]
+    over = bisect.bisect_left(range(1, widest + 1), target, key=at) + 1
+    if over > widest: raise ValueError(f"target: expected at most the {cost} of width {widest}, got {target:,}")
+    return min({max(1, over - 1), over}, key=lambda w: abs(at(w) - target))
