@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STORE_VERSION', 'open_store', 'as_json', 'put_units', 'units_of', 'index_settings', 'read_store', 'rows_to_frame',
-           'export_rows']
+           'export_rows', 'import_rows']
 
 # %% ../nbs/sweeps/02_store.ipynb #16791b15
-import importlib, json, sqlite3, tempfile
+import csv, importlib, io, json, sqlite3, tempfile
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Iterator
@@ -303,3 +303,21 @@ def export_rows(
     content = kinds[path.suffix](rows)
     with atomic_file(path) as f: f.write(content)
     return path
+
+# %% ../nbs/sweeps/02_store.ipynb #285e2bcd
+def import_rows(
+    path            # Of a `.csv` that `export_rows` wrote
+) -> list[dict]:    # A name for which a row has nothing is not in it
+    """Rows of an exported sweep; raises `ValueError` for a file that cannot be read
+
+    Args:
+        path: Of a `.csv` that `export_rows` wrote
+
+    Returns:
+        A name for which a row has nothing is not in it
+    """
+    def value(text):
+        try: return json.loads(text)
+        except json.JSONDecodeError: return float(text) if text in ('inf', '-inf', 'nan') else text
+    with open_file(path) as f: text = f.read().decode()
+    return [{k: value(v) for k,v in line.items() if v} for line in csv.DictReader(io.StringIO(text, newline=''))]

@@ -12,7 +12,7 @@ import ebt_toy
 
 package = Path(ebt_toy.__file__).parent
 notebooks = sorted(p for p in (Path(__file__).parents[1]/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
-parts = 'engine book methods listops sweeps explorer cli'.split()   # folders of nbs/; 'book' is the top. Each may import itself and those before it
+parts = 'engine book methods listops sweeps studies explorer cli'.split()   # folders of nbs/; 'book' is the top. Each may import itself and those before it
 never = dict(plots={'runner'}, checkpoints={'runner'})   # arrows that the parts would allow
 modules = sorted(p.stem for p in package.glob('*.py') if not p.stem.startswith('_'))
 each_module = pytest.mark.parametrize('name', modules)
