@@ -25,7 +25,7 @@ from .core import atomic_file, check_count, check_known, device_name, get_device
 from .data import create_synthetic_data
 from .ebt import EBT, EnergyFunction, Practice, train_energy_model
 from .encoder import TokenEncoder
-from .energies import Bilinear, Bowl, Convex, Corrected, Quadratic, Residual
+from .energies import Bilinear, Bowl, Cauchy, Convex, Corrected, Quadratic, Residual
 from .ffn import FeedForward, train_feedforward
 from .history import History
 
@@ -99,7 +99,7 @@ def unpacked(
     return _READERS[tag](content)
 
 # %% ../nbs/explorer/01_checkpoints.ipynb #ae6c86ab
-_ENERGIES = EnergyFunction,Bowl,Bilinear,Quadratic,Residual,Convex,Corrected
+_ENERGIES = EnergyFunction,Bowl,Bilinear,Quadratic,Cauchy,Residual,Convex,Corrected
 _ENCODER = dict(encoder=('TokenEncoder', None))
 _PARTS = {EBT: dict(energy=tuple(e.__name__ for e in _ENERGIES)) | _ENCODER, FeedForward: _ENCODER, TokenEncoder: {}}
 _PARTS |= dict.fromkeys(_ENERGIES, {})

@@ -17,7 +17,7 @@ from ebt_toy.data import create_synthetic_data, scoring_for
 from ebt_toy.ebt import EBT, EnergyFunction, train_energy_model
 from ebt_toy.ebt import trace
 from ebt_toy.encoder import TokenEncoder
-from ebt_toy.energies import Bilinear, Bowl, Convex, Corrected, Quadratic, Residual
+from ebt_toy.energies import Bilinear, Bowl, Cauchy, Convex, Corrected, Quadratic, Residual
 from ebt_toy.ffn import FeedForward, train_feedforward
 from ebt_toy.models import predict
 from ebt_toy.history import History
@@ -82,7 +82,7 @@ def test_any_shape_and_precision(tmp_path, d_x, d_y, latent, n_steps, step_size,
     x = torch.linspace(-1, 1, 3*d_x, dtype=torch.float64 if double else torch.float32).view(3, d_x)
     assert torch.equal(predict(model, x), predict(back, x))
 
-ENERGIES = EnergyFunction,Bowl,Bilinear,Quadratic,Residual,Convex,Corrected
+ENERGIES = EnergyFunction,Bowl,Bilinear,Quadratic,Cauchy,Residual,Convex,Corrected
 
 @pytest.mark.parametrize('make', ENERGIES, ids=lambda e: e.__name__)
 def test_each_energy_comes_back(tmp_path, make):
