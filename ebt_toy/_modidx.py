@@ -670,6 +670,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'ebt_toy.runner._check_models': ('runner.html#_check_models', 'ebt_toy/runner.py'),
                                 'ebt_toy.runner._check_repeatable': ('runner.html#_check_repeatable', 'ebt_toy/runner.py'),
                                 'ebt_toy.runner._data_for': ('runner.html#_data_for', 'ebt_toy/runner.py'),
+                                'ebt_toy.runner._folder': ('runner.html#_folder', 'ebt_toy/runner.py'),
                                 'ebt_toy.runner._medians': ('runner.html#_medians', 'ebt_toy/runner.py'),
                                 'ebt_toy.runner._model_lines': ('runner.html#_model_lines', 'ebt_toy/runner.py'),
                                 'ebt_toy.runner._outcome': ('runner.html#_outcome', 'ebt_toy/runner.py'),

@@ -328,9 +328,10 @@ def run_identity(
         Plain values
     """
     data = {f'{name}_dataset': _fingerprint(tree_leaves(xy)) for name,xy in splits.items()}
+    parts = traits(scoring, 'scoring') | traits(models[0])
     others = blake2b(repr([traits(m) for m in models[1:]]).encode(), digest_size=8).hexdigest()
-    same = dict(library=ebt_toy.__version__, seeds=list(seeds), others=others) | settings | data
-    return json.loads(json.dumps(same | traits(scoring, 'scoring') | traits(models[0]), default=lambda v: v.item()))
+    same = dict(library=ebt_toy.__version__, seeds=seeds) | settings | data | parts | {'the other models': others}
+    return json.loads(json.dumps(same, default=lambda v: v.item()))
 
 def _refuse_another(path, was, now):
     "Refuse the file of another run, and name a difference"
@@ -440,7 +441,7 @@ class RunFile:
             raise ValueError(f"checkpoint: expected a file in a folder that exists, got {str(self.path)!r}")
         if self.path.exists(): self._read()
 
-# %% ../nbs/engine/08_controls.ipynb #0ec4be41
+# %% ../nbs/engine/08_controls.ipynb #48262c2d
 @patch
 def _read(self:RunFile):
     "Fill the models and make the histories, as far as the file has them"
@@ -487,6 +488,28 @@ def begin(self:RunFile,
 
 # %% ../nbs/engine/08_controls.ipynb #ed22d153
 @patch
+def _group(self:RunFile, history, at, best):
+    "The tensors of a group of models, and all else that the file has of it"
+    tensors = {f'{at}.history.{k}': torch.from_numpy(np.array(v)) for k,v in history.columns.items()}
+    for i,s in enumerate(history.state, at):
+        mine = _tensors_to_keep(self.models[i], s, best and best.kept[i - at])
+        tensors |= {f'{i}.{k}': t for k,t in mine.items()}
+    now = (time.perf_counter() - self.since)*(history.status == 'running')
+    steps = [k[0] for k in best.kept] if best else history.settings.get('best_steps')
+    return tensors,dict(models=len(history.state), done=history.state[0].done, status=history.status, best_steps=steps,
+                        columns=list(history.columns), seconds=history.seconds + now,
+                        compile=history.settings['compile'])
+
+@patch
+def _look(self:RunFile):
+    "Warn if training changes anything that the file does not hold"
+    changed = next((k for k,v in traits(self.models[0]).items() if self.identity.get(k) != v), None)
+    if changed is None: return
+    warnings.warn(f"checkpoint: the file of a run does not hold {changed}, which was changed: a run that goes on there "
+                  "may come to other weights", stacklevel=2)
+
+# %% ../nbs/engine/08_controls.ipynb #ef78dcdc
+@patch
 def write(self:RunFile,
     best:BestWeights|None=None   # Of the group that is training
 ):
@@ -504,27 +527,6 @@ def write(self:RunFile,
     write_run(self.path, dict(identity=self.identity, began=self.began, size=self.size, random=self.random,
                               groups=groups), tensors)
 
-@patch
-def _group(self:RunFile, history, at, best):
-    "The tensors of a group of models, and all else that the file has of it"
-    tensors = {f'{at}.history.{k}': torch.from_numpy(np.array(v)) for k,v in history.columns.items()}
-    for i,s in enumerate(history.state, at):
-        mine = _tensors_to_keep(self.models[i], s, best and best.kept[i - at])
-        tensors |= {f'{i}.{k}': t for k,t in mine.items()}
-    now = (time.perf_counter() - self.since)*(history.status == 'running')
-    return tensors,dict(models=len(history.state), done=history.state[0].done, status=history.status,
-                        columns=list(history.columns), seconds=history.seconds + now,
-                        compile=history.settings['compile'], best_steps=history.settings.get('best_steps'))
-
-@patch
-def _look(self:RunFile):
-    "Warn if training changes anything that the file does not hold"
-    changed = next((k for k,v in traits(self.models[0]).items() if self.identity.get(k) != v), None)
-    if changed is None: return
-    warnings.warn(f"checkpoint: the file of a run does not hold {changed}, which was changed: a run that goes on there "
-                  "may come to other weights", stacklevel=2)
-
-# %% ../nbs/engine/08_controls.ipynb #5bc91865
 @patch
 def due(self:RunFile,
     step:int   # Updates made

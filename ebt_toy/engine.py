@@ -459,6 +459,10 @@ def _examined(models, groups, batch_size, loss, seeds, compile, device, lr):
     return runs if compiled else [update_for(models[0])]*len(groups),compiled,failed
 
 # %% ../nbs/engine/03_engine.ipynb #f0fbf1e3
+def _touched(models, way):
+    "The first place where a model has changed since the way was chosen"
+    return next((k for m,b in zip(models, way.facts) if (k := _changed(b, _facts(m)))), None)
+
 def _stepper(run, state, pool):
     "The update as a function of its changing inputs; on a GPU captured at the first call"
     ready = None if pool else partial(run, *state)
@@ -475,10 +479,6 @@ def _stepper(run, state, pool):
     return step
 
 # %% ../nbs/engine/03_engine.ipynb #b713cba5
-def _touched(models, way):
-    "The first place where a model has changed since the way was chosen"
-    return next((k for m,b in zip(models, way.facts) if (k := _changed(b, _facts(m)))), None)
-
 def _means(theta, state):
     "Adam's two means for all models, as matrices"
     def rows(k): return [torch.zeros_like(t) if s.m is None else getattr(s, k).to(t) for t,s in zip(theta, state)]
@@ -490,7 +490,8 @@ def _side_by_side(models, way, lr, loss, inputs, turn, state):
     params,done = [list(_trainable(m).values()) for m in models],state[0].done
     with stacked(models) as theta:
         (m,v),fixed,place = _means(theta, state),_fixed_values(models),_touched(models, way)
-        scales = (s for first in count(1 + done, BLOCK) for s in adam_scales(lr, first, theta))
+        blocks = (s for first in count(1 + done - done % BLOCK, BLOCK) for s in adam_scales(lr, first, theta))
+        scales = islice(blocks, done % BLOCK, None)        # in blocks that do not depend on where a run goes on
         pool = torch.cuda.graph_pool_handle() if way.compiled and theta.is_cuda else None
         steps = [_stepper(run, [theta, m, v, *tree_leaves(g), *fixed], pool) for run,g in zip(way.runs, way.groups)]
         def note():
