@@ -361,7 +361,7 @@ def sweep(
     progress:bool=True          # Show a progress bar where someone can watch it
 ) -> list[dict]:                # Per unit: settings, `model_seed`, scores, `status`, `seconds`, `error`
     """Run all units of a grid that are not in the store yet; Ctrl-C ends it, and the units left are 'missing'.
-    Raises `ValueError` on bad input before any run, and `OSError` where the store cannot be written to
+    Raises `ValueError` on bad input or while another sweep fills the store, `OSError` where that cannot be written
 
     Args:
         space: Setting of `run_main` or of a model -> list of values, or one value
@@ -379,7 +379,7 @@ def sweep(
     """
     groups,seeds = _wanted(space, sample, sample_seed, run),list(map(int, seed_list(seeds)))
     if max(seeds) >= 2**63: raise ValueError(f"seeds: expected numbers below 2**63, got {max(seeds)}")
-    with open_store(store) as db:
+    with open_store(store, alone=True) as db:
         index_settings(db, ['model_type', *(k for k,v in space.items() if len(_value_list(k, v)) > 1)])
         jobs = _jobs(db, groups, seeds, retry_failed)
         _work(db, jobs, _outcomes(jobs, run, executor), progress)
