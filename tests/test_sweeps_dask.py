@@ -9,6 +9,12 @@ from ebt_toy.store import read_store
 from ebt_toy.sweeps import sweep
 
 distributed = pytest.importorskip('distributed')
+import dask      # it comes with `distributed`
+
+def local_cluster(n):
+    "A cluster on the loopback address that gives workers all the time they need to come back"
+    dask.config.set({'distributed.deploy.lost-worker-timeout': '1 hour'})
+    return distributed.LocalCluster(n_workers=n, threads_per_worker=1, host='127.0.0.1', dashboard_address=None, silence_logs=50)
 
 @pytest.fixture(scope='module')
 def cluster():
@@ -16,7 +22,7 @@ def cluster():
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('PYTHONPATH', path), patch.syspath_prepend(str(Path(__file__).parent))
-        with distributed.LocalCluster(3, threads_per_worker=1, host='127.0.0.1', dashboard_address=None) as cluster: yield cluster
+        with local_cluster(3) as cluster: yield cluster
 
 def test_sweep_on_a_cluster(cluster, tmp_path):
     from sweep_tasks import dying_once
@@ -42,11 +48,11 @@ def sweep_under_fire(client, workers, folder, units, kills, seconds, seed=0):
     marks = []
     def fire():
         while not over.is_set() and len(killed) < kills:
-            time.sleep(g.uniform(0.2, 1.)*seconds*units/kills)
+            time.sleep(g.uniform(0.2, 0.9)*seconds*units/kills/len(workers()))
             up = [w for w in workers() if w.process and w.process.status == distributed.Status.running]
             pids = [w.pid for w in up if w.pid]             # of worker processes of this cluster; one that dies as it starts is not replaced
             if not pids or not lines(): continue
-            killed.append(g.choice(pids)); os.environ.get("LOUD") and print(time.time(), len(killed), len(lines()), flush=True)
+            killed.append(g.choice(pids))
             try: os.kill(killed[-1], signal.SIGKILL)
             except ProcessLookupError: killed.pop(); continue
             marks.append(({r['a'] for r in read_store(folder/'r.db')}, len(lines())))
@@ -63,7 +69,7 @@ def test_workers_killed_at_random_moments(cluster, tmp_path):
     "No unit that is in the store runs again, and the table is that of an undisturbed sweep"
     from sweep_tasks import napping
     with distributed.Client(cluster) as client:
-        rows,again,killed = sweep_under_fire(client, lambda: list(cluster.workers.values()), tmp_path, units=60, kills=3, seconds=0.05)
+        rows,again,killed = sweep_under_fire(client, lambda: list(cluster.workers.values()), tmp_path, units=60, kills=3, seconds=0.1)
     calm = sweep(dict(a=range(60), log=str(tmp_path/'other'), nap=0.), run=napping)
     plain = lambda rows: [(r['a'], r['model_seed'], r['score'], r['status'], r['error']) for r in rows]
     assert killed and not again
