@@ -455,22 +455,22 @@ def _read(self:RunFile):
     if self.random: _random_back(self.random, self.device)
 
 # %% ../nbs/engine/08_controls.ipynb #856b8ca6
-def _below(tensors, prefix): return {k.removeprefix(prefix): t for k,t in tensors.items() if k.startswith(prefix)}
+def _with_prefix(tensors, prefix): return {k.removeprefix(prefix): t for k,t in tensors.items() if k.startswith(prefix)}
 
 @patch
 def _fill_group(self:RunFile, part, tensors, at):
     "Fill the models of a group, from the place `at` on, and make its history; how many they are"
-    n,columns = part['models'],_below(tensors, f'{at}.history.')
+    n,columns = part['models'],_with_prefix(tensors, f'{at}.history.')
     columns = {k: columns[k].tolist() if k == 'step' else list(columns[k].numpy()) for k in part['columns']}
     best = dict(best_steps=part['best_steps']) if part['best_steps'] else {}
     settings = self.settings | dict(seeds=self.seeds[at:at + n], compile=part['compile']) | best
     self.found[at] = history = History(columns, settings, part['status'], part['seconds'])
-    history.state = [_fill_from(m, _below(tensors, f'{at + i}.'), part['done'])
+    history.state = [_fill_from(m, _with_prefix(tensors, f'{at + i}.'), part['done'])
                      for i,m in enumerate(self.models[at:at + n])]
     return n
 
 @patch
-def begin(self:RunFile,
+def begin_group(self:RunFile,
     at:int      # Place of its first model
 ) -> History:   # Empty, or as far as the file has it
     """Begin a group of models, or go on with it
@@ -488,7 +488,7 @@ def begin(self:RunFile,
 
 # %% ../nbs/engine/08_controls.ipynb #ed22d153
 @patch
-def _group(self:RunFile, history, at, best):
+def _group_parts(self:RunFile, history, at, best):
     "The tensors of a group of models, and all else that the file has of it"
     tensors = {f'{at}.history.{k}': torch.from_numpy(np.array(v)) for k,v in history.columns.items()}
     for i,s in enumerate(history.state, at):
@@ -501,7 +501,7 @@ def _group(self:RunFile, history, at, best):
                         compile=history.settings['compile'])
 
 @patch
-def _look(self:RunFile):
+def _warn_of_changes(self:RunFile):
     "Warn if training changes anything that the file does not hold"
     changed = next((k for k,v in traits(self.models[0]).items() if self.identity.get(k) != v), None)
     if changed is None: return
@@ -518,10 +518,10 @@ def write(self:RunFile,
     Args:
         best: Of the group that is training
     """
-    self._look()
+    self._warn_of_changes()
     tensors,groups,at = {},[],0
     for h in self.histories:
-        more,kept = self._group(h, at, best if h is self.histories[-1] else None)
+        more,kept = self._group_parts(h, at, best if h is self.histories[-1] else None)
         tensors,groups,at = tensors | more,[*groups, kept],at + len(h.state)
     if self.random or random_states(self.device) != self.at_first: self.random = _random_now(self.device)
     write_run(self.path, dict(identity=self.identity, began=self.began, size=self.size, random=self.random,

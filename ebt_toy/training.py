@@ -385,7 +385,7 @@ def _fit(models, splits, seeds, scoring, settings, compile, callback, report, pr
     size = file.size if file else size
     for i in range(0, len(models), size):
         say = report if report and not i else lambda line: None
-        histories.append(history := file.begin(i) if file else begun(settings, seeds[i:i + size], earlier, i))
+        histories.append(history := file.begin_group(i) if file else begun(settings, seeds[i:i + size], earlier, i))
         if history.status != 'running': continue      # it ended already, in an earlier call
         _run_group(models[i:i + size], x, y, history, scoring.loss, compile, why, say, watch, progress, file)
         if history.status == 'interrupted': break
