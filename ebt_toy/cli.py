@@ -233,6 +233,7 @@ def command(
     device:str=None,                # cpu, cuda, ...; by default CUDA if there is one
     eval_every:int=None,            # Updates between evaluations; by default ten evaluations
     save:str=None,                  # Folder for settings, histories and figure
+    checkpoints:str=None,           # Folder for unfinished runs: the same command goes on where it was stopped
     module:str=None,                # Python file that runs first, e.g. to register your own tasks or models
     quiet:bool=False,               # No progress bars
     rest=()                         # Further settings of any model, as --setting value pairs

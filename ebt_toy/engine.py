@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BETAS', 'EPS', 'CALL_SECONDS', 'WORTH_SECONDS', 'stacked', 'adam_scales', 'adam_', 'compile_update', 'choose_compile',
-           'Way', 'choose_way', 'updates', 'update_work']
+           'digest', 'traits', 'Way', 'choose_way', 'updates', 'update_work']
 
 # %% ../nbs/engine/03_engine.ipynb #1ac42da7
 import copy, os, random, re, shlex, types, warnings
@@ -223,8 +223,17 @@ def choose_compile(
 _EVERY_MODULE = {*vars(nn.Module()), 'training'}   # attributes that every module has
 _EVERY_MODULE |= {'history', 'notes', 'test_dataset', 'scoring'}   # what training and loading attach to a model
 
-def _digest(t):
-    "A short digest of a tensor's numbers"
+def digest(
+    t:Tensor   # Any
+) -> bytes:    # 16 of them
+    """A short digest of a tensor's numbers
+
+    Args:
+        t: Any
+
+    Returns:
+        16 of them
+    """
     try: return blake2b(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), digest_size=16).digest()
     except RuntimeError: return b'unreadable'      # it escaped from a transform, or has no storage
 
@@ -247,9 +256,9 @@ def _facts(value, place='model', seen=None):
     "The state of a model, by place: tensors as digests (trainable weights as shapes), all else as text or bytes"
     seen,facts = set() if seen is None else seen,{}
     if isinstance(value, Tensor):
-        digest = b'' if isinstance(value, nn.Parameter) and value.requires_grad else _digest(value)
-        return {place: (*value.shape, value.dtype, value.requires_grad, digest)}
-    if isinstance(value, torch.Generator): return {place: _digest(value.get_state())}
+        numbers = b'' if isinstance(value, nn.Parameter) and value.requires_grad else digest(value)
+        return {place: (*value.shape, value.dtype, value.requires_grad, numbers)}
+    if isinstance(value, torch.Generator): return {place: digest(value.get_state())}
     if isinstance(value, np.ndarray): return {place: value.tobytes()}
     if isinstance(value, np.random.Generator): return {place: repr(value.bit_generator.state).encode()}
     if isinstance(value, random.Random): return {place: repr(value.getstate()).encode()}
@@ -259,6 +268,21 @@ def _facts(value, place='model', seen=None):
     seen.add(id(value))
     for k,v in parts.items(): facts |= _facts(v, f'{place}.{k}', seen)
     return facts
+
+def traits(
+    value,              # A model, a loss: anything
+    place:str='model'   # What to call it
+) -> dict:              # Place -> text
+    """What a value is made of, apart from numbers in tensors: its settings and those of its parts
+
+    Args:
+        value: A model, a loss: anything
+        place: What to call it
+
+    Returns:
+        Place -> text
+    """
+    return {k: v for k,v in _facts(value, place).items() if isinstance(v, str)}
 
 def _changed(before, after):
     "The first place that differs"
@@ -325,7 +349,7 @@ def _check_group(models):
 def _why_plain(models):
     "What makes the plain way necessary, as far as one can see before a model runs"
     if any(map(_hooked, models)): return "hooks of the model would not be called at every update"
-    first,*others = ({k: v for k,v in _facts(m).items() if isinstance(v, str)} for m in models)
+    first,*others = map(traits, models)
     for o in others:
         if place := _changed(first, o): return f"{place} is not the same for every seed"
 
@@ -435,6 +459,10 @@ def _examined(models, groups, batch_size, loss, seeds, compile, device, lr):
     return runs if compiled else [update_for(models[0])]*len(groups),compiled,failed
 
 # %% ../nbs/engine/03_engine.ipynb #f0fbf1e3
+def _touched(models, way):
+    "The first place where a model has changed since the way was chosen"
+    return next((k for m,b in zip(models, way.facts) if (k := _changed(b, _facts(m)))), None)
+
 def _stepper(run, state, pool):
     "The update as a function of its changing inputs; on a GPU captured at the first call"
     ready = None if pool else partial(run, *state)
@@ -451,10 +479,6 @@ def _stepper(run, state, pool):
     return step
 
 # %% ../nbs/engine/03_engine.ipynb #b713cba5
-def _touched(models, way):
-    "The first place where a model has changed since the way was chosen"
-    return next((k for m,b in zip(models, way.facts) if (k := _changed(b, _facts(m)))), None)
-
 def _means(theta, state):
     "Adam's two means for all models, as matrices"
     def rows(k): return [torch.zeros_like(t) if s.m is None else getattr(s, k).to(t) for t,s in zip(theta, state)]
@@ -466,19 +490,22 @@ def _side_by_side(models, way, lr, loss, inputs, turn, state):
     params,done = [list(_trainable(m).values()) for m in models],state[0].done
     with stacked(models) as theta:
         (m,v),fixed,place = _means(theta, state),_fixed_values(models),_touched(models, way)
-        scales = (s for first in count(1 + done, BLOCK) for s in adam_scales(lr, first, theta))
+        blocks = (s for first in count(1 + done - done % BLOCK, BLOCK) for s in adam_scales(lr, first, theta))
+        scales = islice(blocks, done % BLOCK, None)        # in blocks that do not depend on where a run goes on
         pool = torch.cuda.graph_pool_handle() if way.compiled and theta.is_cuda else None
         steps = [_stepper(run, [theta, m, v, *tree_leaves(g), *fixed], pool) for run,g in zip(way.runs, way.groups)]
+        def note():
+            for s,means in zip(state, zip(m, v)): s.done,(s.m,s.v) = done,means
         try:
             while place is None:
                 i = next(turn)
                 steps[i](next(scales), *next(inputs[i]))
                 done += 1
-                if (yield):
+                while (sent := (yield)) == 'note': note()
+                if sent:
                     place = _touched(models, way)
                     for ps,row in zip(params, theta): _as_view(ps, row)
-        finally:
-            for s,means in zip(state, zip(m, v)): s.done,(s.m,s.v) = done,means
+        finally: note()
     warnings.warn(f"from update {done + 1:,} on training takes the plain way, since {place} was changed", stacklevel=2)
     yield from plain_updates(models, way.groups, lr, loss, inputs, turn, state, params)
 
@@ -493,7 +520,7 @@ def updates(
     seeds:list,         # Of batch order and initial guesses, one per model
     compile:bool|str=False,  # Compile the update: True, False, or 'auto' if that changes nothing
     way:Way|None=None,  # From `choose_way`; None chooses
-    state:list|None=None     # Per model an `AdamState`: goes on from there, and is up to date once the stream is closed
+    state:list|None=None     # Per model an `AdamState` to go on from; up to date after `send('note')`, and once closed
 ):                      # Yields after each update of all models, without end; close it when done
     """Adam updates, one at a time; raises `ValueError` as `choose_way` does
 
@@ -507,7 +534,7 @@ def updates(
         seeds: Of batch order and initial guesses, one per model
         compile: Compile the update: True, False, or 'auto' if that changes nothing
         way: From `choose_way`; None chooses
-        state: Per model an `AdamState`: goes on from there, and is up to date once the stream is closed
+        state: Per model an `AdamState` to go on from; up to date after `send('note')`, and once closed
 
     Returns:
         Yields after each update of all models, without end; close it when done

@@ -155,6 +155,8 @@ def train_recurrent(
     compile:bool|str='auto',      # Compile the updates: True, False, or 'auto' for where it pays
     patience:int|None=None,       # End after so many evaluations without a new minimum of any seed's validation loss
     keep_best:bool=False,         # At the end, put the weights of its best validation loss into each model
+    checkpoint=None,              # File of the run: goes on where it ends, so that nothing is lost in a crash
+    checkpoint_every:int|None=None,  # Updates between writes of it; None writes it at each evaluation
     callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; if one returns False, the run ends
     progress:bool=True            # Show a progress bar where someone can watch it
 ) -> Recurrent|list:              # Trained, with `history` and `test_dataset`; a list for several seeds
@@ -190,6 +192,8 @@ def train_recurrent(
         compile: Compile the updates: True, False, or 'auto' for where it pays
         patience: End after so many evaluations without a new minimum of any seed's validation loss
         keep_best: At the end, put the weights of its best validation loss into each model
+        checkpoint: File of the run: goes on where it ends, so that nothing is lost in a crash
+        checkpoint_every: Updates between writes of it; None writes it at each evaluation
         callback: `(model, history)`, after each evaluation; if one returns False, the run ends
         progress: Show a progress bar where someone can watch it
 
@@ -278,6 +282,8 @@ def train_ensemble(
     compile:bool|str='auto',      # Compile the updates: True, False, or 'auto' for where it pays
     patience:int|None=None,       # End after so many evaluations without a new minimum of any seed's validation loss
     keep_best:bool=False,         # At the end, put the weights of its best validation loss into each model
+    checkpoint=None,              # File of the run: goes on where it ends, so that nothing is lost in a crash
+    checkpoint_every:int|None=None,  # Updates between writes of it; None writes it at each evaluation
     callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; if one returns False, the run ends
     progress:bool=True            # Show a progress bar where someone can watch it
 ) -> Ensemble|list:               # Trained, with `history` and `test_dataset`; a list for several seeds
@@ -310,6 +316,8 @@ def train_ensemble(
         compile: Compile the updates: True, False, or 'auto' for where it pays
         patience: End after so many evaluations without a new minimum of any seed's validation loss
         keep_best: At the end, put the weights of its best validation loss into each model
+        checkpoint: File of the run: goes on where it ends, so that nothing is lost in a crash
+        checkpoint_every: Updates between writes of it; None writes it at each evaluation
         callback: `(model, history)`, after each evaluation; if one returns False, the run ends
         progress: Show a progress bar where someone can watch it
 
@@ -397,6 +405,8 @@ def train_arithmetic(
     compile:bool|str='auto',      # Compile the updates: True, False, or 'auto' for where it pays
     patience:int|None=None,       # End after so many evaluations without a new minimum of any seed's validation loss
     keep_best:bool=False,         # At the end, put the weights of its best validation loss into each model
+    checkpoint=None,              # File of the run: goes on where it ends, so that nothing is lost in a crash
+    checkpoint_every:int|None=None,  # Updates between writes of it; None writes it at each evaluation
     callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; if one returns False, the run ends
     progress:bool=True            # Show a progress bar where someone can watch it
 ) -> Arithmetic|list:             # Trained, with `history` and `test_dataset`; a list for several seeds
@@ -426,6 +436,8 @@ def train_arithmetic(
         compile: Compile the updates: True, False, or 'auto' for where it pays
         patience: End after so many evaluations without a new minimum of any seed's validation loss
         keep_best: At the end, put the weights of its best validation loss into each model
+        checkpoint: File of the run: goes on where it ends, so that nothing is lost in a crash
+        checkpoint_every: Updates between writes of it; None writes it at each evaluation
         callback: `(model, history)`, after each evaluation; if one returns False, the run ends
         progress: Show a progress bar where someone can watch it
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .budget import count_updates, learning_rate
-from .core import check_count, check_known, device_name, get_device, seed_list, tell, wilson
+from .core import check_count, check_known, device_name, get_device, seed_list, tell, user_path, wilson
 from .data import (SyntheticData, check_data, create_synthetic_data, get_task, inputs_and_targets, scoring_for,
                           with_tensors)
 from .ebt import train_energy_model
@@ -43,7 +43,8 @@ class Recipe:
     title: str        # For reports and figures
 
 _recipes = {}
-_FROM_THE_RUN = {'seed', 'seeds', 'report', 'scoring', 'eval_every', 'compile', 'callback', 'progress'}   # for all
+_FROM_THE_RUN = {'seed', 'seeds', 'report', 'scoring', 'eval_every', 'compile', 'callback', 'progress', 'checkpoint',
+                 'checkpoint_every'}   # for all
 
 def register_model(
     name:str,       # Its name in the registry
@@ -229,8 +230,9 @@ def _trained_models(recipe, config, data, seeds, options):
     "The trained models, side by side if the training function takes `seeds`, else one after another"
     if len(seeds) > 1 and 'seeds' in inspect.signature(recipe.train).parameters:
         return recipe.train(*data, **config, seeds=seeds, **options)
-    models = []
+    models,file = [],options.get('checkpoint')
     for s in seeds:
+        if file and len(seeds) > 1: options = options | dict(checkpoint=file.with_stem(f'{file.stem}_{s}'))
         models.append(recipe.train(*data, **config, seed=s, **options))
         if models[-1].history.status == 'interrupted': break
     return models
@@ -257,6 +259,8 @@ def _result(name, config, results, report, fit_options):
     "Train one model; if it diverged or was interrupted before its first evaluation, the result has no model"
     task,models,h = get_task(results.task),[],History(status='interrupted')
     options = dict(report=report, scoring=results.scoring) | fit_options
+    folder = options.pop('checkpoints', None)
+    if folder: options['checkpoint'] = folder/f'{name}.safetensors'
     try:
         trained = _trained_models(_recipes[name], config, results.data, results.seeds, options)
         models = [m for m in trained if len(m.history)]
@@ -438,6 +442,7 @@ def run_main(
     eval_every:int|None=None,     # Updates between evaluations; None evaluates ten times
     callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; False ends the run of that model
     progress:bool=True,           # Show progress bars where someone can watch them
+    checkpoints=None,             # Folder with a file for each model, from which a run that was stopped goes on
     data:SyntheticData|None=None, # Data in place of what the task makes, e.g. from `read_data`; they bring their sizes
     **settings                    # `<name>_config` of other models, or settings for each model that has them
 ) -> Results:                     # By model: `model`, scores, `history`, `config`, `flops`, `status` and more
@@ -461,6 +466,7 @@ def run_main(
         eval_every: Updates between evaluations; None evaluates ten times
         callback: `(model, history)`, after each evaluation; False ends the run of that model
         progress: Show progress bars where someone can watch them
+        checkpoints: Folder with a file for each model, from which a run that was stopped goes on
         data: Data in place of what the task makes, e.g. from `read_data`; they bring their sizes
         **settings: `<name>_config` of other models, or settings for each model that has them
 
@@ -470,17 +476,27 @@ def run_main(
     say = (tell if report is print else report) or (lambda line: None)
     configs = all_configs(model_type, dict(ebt_config=ebt_config, ffn_config=ffn_config) | settings, task)
     sizes = dict(vec_size=vec_size, size_train=size_train, size_val=size_val, size_test=size_test, seed=seed)
-    options = dict(eval_every=eval_every, compile=compile, callback=callback, progress=progress)
-    results = _prepared(task, sizes, seeds, data, device, task_options or {}, configs, options, say)
-    _train_all(results, configs, say, options)
+    more = dict(eval_every=eval_every, compile=compile, callback=callback, progress=progress, checkpoints=checkpoints)
+    results = _prepared(task, sizes, seeds, data, device, task_options or {}, configs, more, say)
+    _train_all(results, configs, say, more)
     insist(results, lambda: say('\n' + summary(results)))
     return results
 
 # %% ../nbs/05_runner.ipynb #527030be
+def _folder(checkpoints):
+    "The folder for checkpoints, made if there is none"
+    if checkpoints is None: return None
+    folder = user_path(checkpoints, 'checkpoints')
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ValueError(f"checkpoints: expected a folder, got {str(folder)!r} ({e.strerror})") from None
+    return folder
+
 def _prepared(task, sizes, seeds, data, device, task_options, configs, options, say):
     "Check settings, data and models, write the head of the report, and return results to be filled"
     if options['eval_every'] is not None: check_count('eval_every', options['eval_every'])
     choose_compile(options['compile'], 1, 1)
+    options['checkpoints'] = _folder(options['checkpoints'])
     single,seeds = seeds is None,[sizes['seed']] if seeds is None else seed_list(seeds)
     data,sizes,device = _data_for(task, data, sizes, device, task_options)
     _check_models(task, configs, data, get_task(task).scoring or scoring_for(inputs_and_targets(data.train_dataset)[1]))

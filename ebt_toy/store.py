@@ -7,10 +7,12 @@ __all__ = ['STORE_VERSION', 'open_store', 'as_json', 'put_units', 'units_of', 'i
            'export_rows', 'import_rows']
 
 # %% ../nbs/sweeps/02_store.ipynb #16791b15
-import csv, importlib, io, json, sqlite3, tempfile
+import csv, errno, importlib, io, json, sqlite3, tempfile
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Iterator
+try: import fcntl
+except ImportError: fcntl = None   # Windows has no such locks
 
 from .core import atomic_file, check_known, open_file, user_path
 from .history import csv_bytes
@@ -87,6 +89,26 @@ def _connect(path, to_write):
         if not isinstance(error, sqlite3.OperationalError): break
     raise _in_our_words(error, path)
 
+# %% ../nbs/sweeps/02_store.ipynb #f17a1fac
+_OUR_BYTE = 2**30 + 1024   # SQLite locks bytes from 2**30 on, up to 2**30 + 511
+_ours = set()              # claimed by this process, to which its own locks are no obstacle
+
+def _claimed(path):
+    "Claim a store, or raise `ValueError`; what `_give_up` takes"
+    def refuse(): raise ValueError(f"store: expected one that no other sweep is filling, got {str(path)!r}")
+    if path in _ours: refuse()
+    _ours.add(path)
+    f = open(path, 'rb+')
+    try: fcntl and fcntl.lockf(f, fcntl.LOCK_EX|fcntl.LOCK_NB, 1, _OUR_BYTE)
+    except OSError as e:        # some network disks have no locks
+        if e.errno in (errno.EACCES, errno.EAGAIN): _give_up(path, f), refuse()
+    return path,f
+
+def _give_up(path, f):
+    "End a claim"
+    f.close()
+    _ours.discard(path)
+
 # %% ../nbs/sweeps/02_store.ipynb #0a73b4f9
 def _opened(path, create):
     "A connection to a store, made if that is wanted and there is none"
@@ -105,7 +127,8 @@ def _opened(path, create):
 @contextmanager
 def open_store(
     path,             # Of the file; None keeps everything in memory
-    create:bool=True  # Whether to make the file where there is none
+    create:bool=True, # Whether to make the file where there is none
+    alone:bool=False  # Whether to refuse a store that somebody else has opened with this
 ) -> Iterator[sqlite3.Connection]:   # A context with the database
     """Open a store, or make an empty one. Raises `ValueError` for any other file, which stays as it is, and `OSError`
     where something cannot be written
@@ -113,14 +136,19 @@ def open_store(
     Args:
         path: Of the file; None keeps everything in memory
         create: Whether to make the file where there is none
+        alone: Whether to refuse a store that somebody else has opened with this
 
     Returns:
         A context with the database
     """
-    db = _opened(path, create)
-    try: yield db
+    db,lock = _opened(path, create),None
+    try:
+        if alone and path is not None: lock = _claimed(user_path(path).resolve())
+        yield db
     except sqlite3.DatabaseError as e: raise _in_our_words(e, path) from e
-    finally: db.close()
+    finally:
+        db.close()
+        if lock: _give_up(*lock)
 
 # %% ../nbs/sweeps/02_store.ipynb #34c801bf
 def as_json(

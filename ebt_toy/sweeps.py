@@ -334,9 +334,10 @@ def _jobs(db, groups, seeds, retry_failed):
         jobs += [Job(id, settings, p) for p in parts]
     return jobs
 
-def _with_settings(settings, seed, unit):
-    "A unit with its settings"
-    return settings | dict(model_seed=seed) | (unit or dict(status='missing', seconds=0., error=None))
+def _rows_of_group(db, id, settings, seeds):
+    "The units of a group with their settings"
+    there,missing = units_of(db, id),dict(status='missing', seconds=0., error=None)
+    return [settings | dict(model_seed=s) | there.get(s, missing) for s in seeds]
 
 # %% ../nbs/sweeps/01_sweeps.ipynb #4033eadd
 def _work(db, jobs, outcomes, progress):
@@ -361,7 +362,7 @@ def sweep(
     progress:bool=True          # Show a progress bar where someone can watch it
 ) -> list[dict]:                # Per unit: settings, `model_seed`, scores, `status`, `seconds`, `error`
     """Run all units of a grid that are not in the store yet; Ctrl-C ends it, and the units left are 'missing'.
-    Raises `ValueError` on bad input before any run, and `OSError` where the store cannot be written to
+    Raises `ValueError` on bad input or while another sweep fills the store, `OSError` where that cannot be written
 
     Args:
         space: Setting of `run_main` or of a model -> list of values, or one value
@@ -379,12 +380,11 @@ def sweep(
     """
     groups,seeds = _wanted(space, sample, sample_seed, run),list(map(int, seed_list(seeds)))
     if max(seeds) >= 2**63: raise ValueError(f"seeds: expected numbers below 2**63, got {max(seeds)}")
-    with open_store(store) as db:
+    with open_store(store, alone=True) as db:
         index_settings(db, ['model_type', *(k for k,v in space.items() if len(_value_list(k, v)) > 1)])
         jobs = _jobs(db, groups, seeds, retry_failed)
         _work(db, jobs, _outcomes(jobs, run, executor), progress)
-        there = {id: units_of(db, id) for id in groups}
-    return [_with_settings(s, seed, there[id].get(seed)) for id,s in groups.items() for seed in seeds]
+        return [row for id,s in groups.items() for row in _rows_of_group(db, id, s, seeds)]
 
 # %% ../nbs/sweeps/01_sweeps.ipynb #ff6de2e8
 def _varied(rows):

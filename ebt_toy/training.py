@@ -8,6 +8,7 @@ __all__ = ['baselines', 'score', 'DivergedError', 'check_splits', 'fit', 'fit_op
 # %% ../nbs/02_training.ipynb #5912accf
 import inspect, time
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Callable
 
 import numpy as np
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 
 from .budget import (SMALL_WORK, describe_budget, forward_work, free_memory, learning_rate, seeds_at_once,
                             threads_for)
-from .controls import begun, best_kept, every_callback, going_on, why_stop
+from .controls import RunFile, begun, best_kept, ends_early, every_callback, going_on, signals_held
 from .core import check_count, check_positive, progress_bar, seed_list, seeded, strict
 from .data import (Scoring, SyntheticData, check_dataset, classification, inputs_and_targets, regression,
                           scoring_for)
@@ -105,26 +106,25 @@ def _goes_on(models, callback, history):
                          "got one that replaced some")
     return not isinstance(answer, (bool, np.bool_)) or bool(answer)
 
-def _run_group(models, x, y, history, loss, compile, wanted, report, watch, progress):
+def _run_group(models, x, y, history, loss, compile, wanted, report, watch, progress, file=None):
     "Train a group of models side by side and fill their history"
-    s,adam,start,before = history.settings,_adam(history.settings),history.state[0].done,len(history)
+    s,adam,start,before = history.settings,_adam(history.settings),history.state[0].done,0 if file else len(history)
     known,work = history.columns.get('step', [])[-1:],len(models)*forward_work(models[0], x, s['batch_size'])
     with best_kept(models, history, 'keep_best' in s) as best, _timed(history), threads_for(work):
         way = choose_way(models, x, y, s['batch_size'], loss, s['seeds'], compile, adam)
         s['compile'],changed = way.compiled,None
         report(_describe_way(way, wanted, len(models)))
         stream = updates(models, x, y, s['batch_size'], adam, loss, s['seeds'], way=way, state=history.state)
-        with closing(stream), progress_bar(s['num_steps'] - start, 'updates', progress) as bar:
+        bar = progress_bar(s['num_steps'] - start, 'updates', progress)
+        with closing(stream), signals_held(file) as came, bar:
             for step in range(start, s['num_steps'] + 1):
                 if step > start: stream.send(changed), bar.update()
                 changed = None
-                if step % s['eval_every'] and step < s['num_steps'] or step in known: continue
-                goes_on,stale = watch(models, history, step, best),why_stop(history, s.get('patience'), before)
-                if step < s['num_steps'] and (stale or not goes_on):
-                    history.status = 'stopped'
-                    if stale: report(stale)
-                    break
-                changed = True if step > start else None   # a callback may have changed the models: look at them again
+                if not (step % s['eval_every'] and step < s['num_steps'] or step in known):
+                    if ends_early(history, step, watch(models, history, step, best), before, report): break
+                    changed = True if step > start else None   # a callback may have changed the models: look again
+                if file and step > start and (came or file.due(step)): stream.send('note'), file.write(best)
+                if came: history.status = 'interrupted'; break
     if 'best_steps' in s: report(f"Best weights kept: those of update {', '.join(f'{n:,}' for n in s['best_steps'])}")
     return history
 
@@ -286,6 +286,8 @@ def fit(
     patience:int|None=None,       # End after so many evaluations without a new minimum of any seed's validation loss
     keep_best:bool=False,         # At the end, put the weights of its best validation loss into each model
     history:History|None=None,    # Of an earlier run of this model: make `num_steps` more updates from there
+    checkpoint=None,              # File of the run: goes on where it ends, so that nothing is lost in a crash
+    checkpoint_every:int|None=None,  # Updates between writes of it; None writes it at each evaluation
     callback:Callable|list|None=None,  # `(model, history)`, after each evaluation; if one returns False, the run ends
     report:Callable|None=None,    # Called with each line of the report, e.g. `print`
     progress:bool=True            # Show a progress bar where someone can watch it
@@ -312,6 +314,8 @@ def fit(
         patience: End after so many evaluations without a new minimum of any seed's validation loss
         keep_best: At the end, put the weights of its best validation loss into each model
         history: Of an earlier run of this model: make `num_steps` more updates from there
+        checkpoint: File of the run: goes on where it ends, so that nothing is lost in a crash
+        checkpoint_every: Updates between writes of it; None writes it at each evaluation
         callback: `(model, history)`, after each evaluation; if one returns False, the run ends
         report: Called with each line of the report, e.g. `print`
         progress: Show a progress bar where someone can watch it
@@ -327,7 +331,7 @@ def fit(
 # %% ../nbs/02_training.ipynb #62143aaf
 def _train(models, splits, seeds, single, earlier, num_steps=1000, batch_size=64, lr=1e-3, schedule='constant',
            warmup=0, clip=None, weight_decay=0., scoring=None, eval_every=None, compile='auto', patience=None,
-           keep_best=False, callback=None, report=None, progress=True):
+           keep_best=False, callback=None, report=None, progress=True, checkpoint=None, checkpoint_every=None):
     "What `fit` does with splits that were checked; a callback and an error get the history of a single model unwrapped"
     _check_place()
     seeds,say,callback = seed_list(seeds),report or (lambda line: None),every_callback(callback)
@@ -337,10 +341,13 @@ def _train(models, splits, seeds, single, earlier, num_steps=1000, batch_size=64
     x,y = splits['train']
     settings = _run_settings(x, num_steps, batch_size, lr, eval_every, schedule, warmup, clip, weight_decay, patience,
                              keep_best)
+    if earlier is not None and checkpoint is not None:
+        raise ValueError("checkpoint: expected a run from its beginning, got one with `history` too")
     if earlier is not None: earlier = going_on(earlier, models, seeds, settings)
     watcher,scoring = callback,scoring or scoring_for(y)
     if single and callback: watcher = lambda models, history: callback(models[0], history.of_seed(0))
-    try: return _fit(models, splits, seeds, scoring, settings, compile, watcher, report, progress, earlier)
+    keep = None if checkpoint is None else partial(RunFile, checkpoint, checkpoint_every)
+    try: return _fit(models, splits, seeds, scoring, settings, compile, watcher, report, progress, earlier, keep)
     except DivergedError as e:
         if single: e.history = e.history.of_seed(0)
         raise
@@ -356,14 +363,16 @@ def fit_options(
     Returns:
         Those that `fit` takes too, by name
     """
-    return {k: given[k] for k in list(inspect.signature(_train).parameters)[5:]}
+    return {k: given[k] for k in list(inspect.signature(_train).parameters)[5:] if k in given}
 
 # %% ../nbs/02_training.ipynb #1e1356b9
-def _fit(models, splits, seeds, scoring, settings, compile, callback, report, progress, earlier):
+def _fit(models, splits, seeds, scoring, settings, compile, callback, report, progress, earlier, keep=None):
     "Train models on splits that were checked, in groups that fit into the memory; their history"
     (x,y),n_val,say = splits['train'],n_rows(splits['val'][0]),report or (lambda line: None)
     done = 0 if earlier is None else earlier.state[0].done
     size,compile,why = _plan(models, x, y, scoring, seeds, settings, compile, say, done)
+    file = keep and keep(models, splits, seeds, settings, scoring, size)
+    if file and file.found: say(file.line())
     watched,histories = splits | dict(train=(rows_of(x, slice(n_val)), y[:n_val])),[]
     if earlier is not None: _check_columns(earlier, models, splits, scoring)
     def watch(models, history, step, best):
@@ -373,11 +382,14 @@ def _fit(models, splits, seeds, scoring, settings, compile, callback, report, pr
         _check_finite(history)
         if best: best.note(history)
         return _goes_on(models, callback, history)
+    size = file.size if file else size
     for i in range(0, len(models), size):
         say = report if report and not i else lambda line: None
-        history,group = begun(settings, seeds[i:i + size], earlier, i),models[i:i + size]
-        histories.append(_run_group(group, x, y, history, scoring.loss, compile, why, say, watch, progress))
+        histories.append(history := file.begin_group(i) if file else begun(settings, seeds[i:i + size], earlier, i))
+        if history.status != 'running': continue      # it ended already, in an earlier call
+        _run_group(models[i:i + size], x, y, history, scoring.loss, compile, why, say, watch, progress, file)
         if history.status == 'interrupted': break
+        if file: file.write()
     return merge_histories(histories)
 
 def _check_columns(earlier, models, splits, scoring):

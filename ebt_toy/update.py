@@ -515,7 +515,7 @@ def plain_updates(
     loss:Callable,    # `(prediction, target) -> scalar`
     inputs:list,      # From `input_streams`
     order,            # From `group_order`
-    state:list|None=None,  # Per model an `AdamState` to go on from, brought up to date at the end
+    state:list|None=None,  # Per model an `AdamState` to go on from; up to date after `send('note')`, and at the end
     params:list|None=None  # Per model the weights that it is about; None takes those that are trainable
 ):                    # Yields the losses of all models after each update
     """Adam updates as most people write them, one model after another
@@ -527,7 +527,7 @@ def plain_updates(
         loss: `(prediction, target) -> scalar`
         inputs: From `input_streams`
         order: From `group_order`
-        state: Per model an `AdamState` to go on from, brought up to date at the end
+        state: Per model an `AdamState` to go on from; up to date after `send('note')`, and at the end
         params: Per model the weights that it is about; None takes those that are trainable
 
     Returns:
@@ -539,12 +539,13 @@ def plain_updates(
     opts = [kind(m.parameters(), lr=rate, weight_decay=adam.weight_decay) for m in models]
     for one in zip(opts, params, state or ()): _give_state(*one)
     for m in models: m.train()
+    def note():
+        for one in zip(opts, params, state or ()): _take_state(*one, done)
     try:
         for t,i in enumerate(order, done + 1):
             if callable(adam.lr):
                 for opt in opts: opt.param_groups[0]['lr'] = adam.lr(torch.tensor([t], dtype=torch.float64)).item()
             losses = [_update(*one, loss, groups[i], adam.clip) for one in zip(models, opts, zip(*next(inputs[i])))]
             done = t
-            yield losses
-    finally:
-        for one in zip(opts, params, state or ()): _take_state(*one, done)
+            while (yield losses) == 'note': note()
+    finally: note()

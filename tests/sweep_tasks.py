@@ -14,6 +14,11 @@ def dying_once(settings, seeds):
     if settings['a'] == settings['dies'] and not again: os.kill(os.getpid(), signal.SIGKILL)
     return scores
 
+def napping(settings, seeds):
+    with open(settings['log'], 'a') as f: f.write(f"{settings['a']} {os.getpid()}\n")
+    time.sleep(settings['nap'])
+    return [dict(score=settings['a']*100 + s) for s in seeds]
+
 def about_worker(settings, seeds):
     return [dict(pid=os.getpid(), threads=torch.get_num_threads(), hears_ctrl_c=signal.getsignal(signal.SIGINT) is not signal.SIG_IGN) for s in seeds]
 
