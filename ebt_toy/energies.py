@@ -96,7 +96,7 @@ class Quadratic(Bilinear):
 
 # %% ../nbs/methods/03_energies.ipynb #36b31c4a
 class Cauchy(Quadratic):
-    "log(1 + ½‖r‖²) with a residual quadratic in x and y together: the lowest points of `quadratic` between gentler walls"
+    "log(1 + ½‖r‖²), r quadratic in x and y together: the lowest points of `quadratic` between gentler walls"
     def forward(self, x, y): return torch.log1p(super().forward(x, y))   # (b, d_x), (b, d_y) -> (b,)
 
 # %% ../nbs/methods/03_energies.ipynb #f8b02679
@@ -140,4 +140,5 @@ class Corrected(nn.Module):
     def forward(self, x, y): return self.of(self.given(x), y)
 
 # %% ../nbs/methods/03_energies.ipynb #cae1d3e8
-for make in (Bowl, Bilinear, Quadratic, Cauchy, Residual, Convex, Corrected): register_energy(make.__name__.lower(), make)
+for make in (Bowl, Bilinear, Quadratic, Cauchy, Residual, Convex, Corrected):
+    register_energy(make.__name__.lower(), make)
