@@ -8,7 +8,7 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
 lib = 'ebt_toy'
-commands = {'command', 'sweep_command', 'listops_command', 'explore_command'}   # the whole docstring heads their `--help`, which has the comments too
+commands = {'command', 'sweep_command', 'study_command', 'listops_command', 'explore_command'}   # the whole docstring heads their `--help`, which has the comments too
 section_start = re.compile(r'\n\s*\n(?:Args|Attributes|Returns):\n')
 width = 100   # of the lines that are added
 

@@ -324,19 +324,7 @@ def study_command(
     export:str=None,   # Write the rows to this file too, .csv or .parquet
     quiet:bool=False   # No progress bar
 ) -> list:             # All rows
-    """Run a study of nbs/studies whole, e.g. checking
-
-    Args:
-        name: Of the study
-        store: File of results, made if there is none; units in it are not run again
-        workers: Processes; 0 runs all jobs in this one
-        threads: CPU threads per process
-        export: Write the rows to this file too, .csv or .parquet
-        quiet: No progress bar
-
-    Returns:
-        All rows
-    """
+    "Run a study of nbs/studies whole, e.g. checking"
     study,executor = STUDIES[check_known('study', name, STUDIES)],processes(workers, threads) if workers else None
     rows = study(store=store, executor=executor, progress=not quiet)
     tell(sweep_summary(rows))

@@ -226,7 +226,7 @@ def _slope_sizes(model, x, y):
     given,f = read_once(model.energy, contexts(model, x))
     return _slopes(lambda y: f(given, y), y).norm(dim=1)
 
-def _row_errors(metric, p, y):
+def _errors_by_row(metric, p, y):
     "The metric of each row by itself, `(b,)`; None is the mean squared error"
     if metric is None: return (p - y).pow(2).mean(1)
     return torch.stack([metric(p[i:i + 1], y[i:i + 1]).float() for i in range(len(y))])
@@ -267,7 +267,7 @@ def thinking_curve(
     guesses,energies = _path_of(model, x, steps[-1], rule, step_size, seed)
     once,cost = prediction_flops(model, rows_of(x, slice(64)), rule)
     def row(n):
-        error = _row_errors(metric, guesses[n], y)
+        error = _errors_by_row(metric, guesses[n], y)
         moved = ~((guesses[n] - guesses[n - 1]).norm(dim=1) <= 1e-4)      # a row that is lost is not at rest
         low,median,high = _bounded_quantiles(error.nan_to_num(torch.inf, posinf=torch.inf), (0.05, 0.5, 0.95))
         return dict(steps=n, mean=error.mean().item(), median=median, low=low, high=high,

@@ -172,7 +172,7 @@ if __name__ == '__main__':
 
 def started(tmp_path, *args):
     (tmp_path/'main.py').write_text(script)
-    env = os.environ | dict(SLOW=str(0.05*bool({'pool', 'slow'} & {*args})), PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]))
+    env = os.environ | dict(SLOW=str(0.2 if 'pool' in args else 0.05*('slow' in args)), PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]))
     return subprocess.Popen([sys.executable, tmp_path/'main.py', tmp_path/'r.db', tmp_path/'log', *args], env=env)
 
 def alive(pid):
