@@ -176,7 +176,7 @@ def _quick_build():
         for f in cached | {isa.valid_vec_isa_list} if not known else (): f.cache_clear()      # PyTorch asks again
         for s,v in zip(sets, before): vars(s).clear(), vars(s).update(v)
 
-# %% ../nbs/engine/03_engine.ipynb #69725f4d
+# %% ../nbs/engine/03_engine.ipynb #3f845a4d
 @contextmanager
 def _no_collection():
     "Within the block Python does not look for unreachable objects: the compiler makes millions, all of them small"
@@ -281,7 +281,7 @@ def _parts(value):
     if isinstance(value, types.MethodType): return dict(owner=value.__self__)
     if isinstance(value, types.FunctionType):
         cells = (c.cell_contents for c in value.__closure__ or ())
-        return dict(enumerate([value.__defaults__, value.__kwdefaults__, *cells]))
+        return dict(enumerate([value.__code__, value.__defaults__, value.__kwdefaults__, *cells]))
     return {} if isinstance(value, (type, types.ModuleType)) else getattr(value, '__dict__', {})
 
 # %% ../nbs/engine/03_engine.ipynb #e6aa7191
