@@ -190,12 +190,13 @@ def _save_trained(results, folder, report):
     report(f"Saved to {insist(results, lambda: save_results(results, folder))}")
 
 # %% ../nbs/cli.ipynb #28aa80be
-def _run_options(rest, model_type, compile, task_options, ebt_config, ffn_config, **given):
+def _run_options(rest, model_type, compile, task_options, ebt_config, ffn_config, workers, **given):
     "Arguments of `run_main`, from those of `command`"
     names = model_type.split(',') if ',' in model_type else model_type
     texts = dict(ebt_config=ebt_config, ffn_config=ffn_config, task_options=task_options)
     given |= {k: parse_config(v) for k,v in texts.items()}
-    given |= dict(model_type=names, compile={'yes': True, 'no': False}.get(compile, compile))
+    given |= dict(model_type=names, compile={'yes': True, 'no': False}.get(compile, compile),
+                  workers=int(workers) if workers.isdigit() else workers)
     return given | parse_settings(rest)
 
 def _train_and_save(module, save, quiet, **given):
@@ -232,6 +233,7 @@ def command(
     compile:str='auto',             # Compile the updates: yes, no, or auto (if it pays)
     device:str=None,                # cpu, cuda, ...; by default CUDA if there is one
     eval_every:int=None,            # Updates between evaluations; by default ten evaluations
+    workers:str='auto',             # Processes that train at the same time: a number, or auto (as many as pay)
     save:str=None,                  # Folder for settings, histories and figure
     checkpoints:str=None,           # Folder for unfinished runs: the same command goes on where it was stopped
     module:str=None,                # Python file that runs first, e.g. to register your own tasks or models
