@@ -539,18 +539,6 @@ def run_main(
     return results
 
 # %% ../nbs/05_runner.ipynb #527030be
-def _data_for(task, data, sizes, device, options):
-    "The data of a run with their sizes and device: the given data, or what the task makes"
-    if data is None:
-        device = get_device(device)
-        _check_repeatable(task, sizes['vec_size'], device, sizes['seed'], options)
-        return create_synthetic_data(task, **sizes, device=device, **options),sizes,device
-    data = check_data(data)
-    given = dict(zip(('size_train', 'size_val', 'size_test'), map(len, data[:3])))
-    device = device_of(data.train_dataset.tensors) if device is None else get_device(device)
-    data = SyntheticData(*(with_tensors(ds, [t.to(device) for t in ds.tensors]) for ds in data[:3]), *data[3:])
-    return data,sizes | given | dict(vec_size=None),device
-
 def _run(task, sizes, seeds, data, device, task_options, configs, options, workers, say):
     "Prepare, and train; processes start first, since that takes a while"
     n = _n_workers(workers, configs, 1 if seeds is None else len(seed_list(seeds)), device, options)
@@ -583,3 +571,15 @@ def _folder(checkpoints):
     except OSError as e:
         raise ValueError(f"checkpoints: expected a folder, got {str(folder)!r} ({e.strerror})") from None
     return folder
+
+def _data_for(task, data, sizes, device, options):
+    "The data of a run with their sizes and device: the given data, or what the task makes"
+    if data is None:
+        device = get_device(device)
+        _check_repeatable(task, sizes['vec_size'], device, sizes['seed'], options)
+        return create_synthetic_data(task, **sizes, device=device, **options),sizes,device
+    data = check_data(data)
+    given = dict(zip(('size_train', 'size_val', 'size_test'), map(len, data[:3])))
+    device = device_of(data.train_dataset.tensors) if device is None else get_device(device)
+    data = SyntheticData(*(with_tensors(ds, [t.to(device) for t in ds.tensors]) for ds in data[:3]), *data[3:])
+    return data,sizes | given | dict(vec_size=None),device
