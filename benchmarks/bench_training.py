@@ -3,12 +3,13 @@
     python benchmarks/bench_training.py                    # on CUDA where there is one
     python benchmarks/bench_training.py --device cpu --seeds 1 8 32 100 --quickstart --out cpu.json
     python benchmarks/bench_training.py --quick            # does it run at all?
+    python benchmarks/bench_training.py --jax --quickstart # beside what a JAX user would write; needs jax and optax
 
 All variants take turns within each repeat, so that whatever slows the machine down meets them alike. Each figure is
 the median over repeats. What is measured in a process of its own: cold and warm compiling, peak memory, and, with
 `--quickstart`, the whole default comparison. Measure on a machine that does nothing else.
 """
-import argparse, json, os, platform, resource, statistics, subprocess, sys, tempfile, time
+import argparse, importlib.util, json, os, platform, resource, statistics, subprocess, sys, tempfile, time
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
@@ -26,7 +27,7 @@ from ebt_toy.core import device_name, get_device
 from ebt_toy.update import count_params
 from ebt_toy.engine import update_work, updates
 from ebt_toy.runner import default_config
-from ebt_toy.training import _threads_for
+from ebt_toy.budget import threads_for
 
 TASK,VEC_SIZE,SIZE_TRAIN = 'add',10,10_000
 CONFIGS = {m: default_config(m) for m in ('ebt', 'ffn')}       # batch size, inner steps, width and lr, as users get them
@@ -107,7 +108,7 @@ def stream_of(v, data, device):
 def conditions(v, data):
     "The thread rule of `fit` for ours, PyTorch's default for the plain loop; and gradient mode, which a stream that waits must not set for the others"
     work = float('inf') if v.kind == 'plain' else v.seeds*count_params(build(v.model, data, 'cpu', 0))*CONFIGS[v.model]['batch_size']
-    with _threads_for(work), torch.set_grad_enabled(v.kind != 'compiled'): yield
+    with threads_for(work), torch.set_grad_enabled(v.kind != 'compiled'): yield
 
 # Clocks
 
@@ -178,17 +179,19 @@ def probe(v, device):
     "What a fresh process finds: time to the first update, and memory before and at the peak"
     data = make_data(device)
     sync(device)
-    before,stream = peak(device),stream_of(v, data, device)
-    with conditions(v, data), closing(stream):
-        first = timed(lambda: next(stream), device)
+    before,start = peak(device),time.perf_counter()
+    with conditions(v, data), closing(stream_of(v, data, device)) as stream:      # which compiles
+        next(stream)
+        sync(device)
+        first = time.perf_counter() - start
         advance(stream, WARM_UP)
         sync(device)
     return dict(first_update_s=first, memory_before=before, memory_peak=peak(device))
 
-def quickstart(device, tiny):
+def quickstart(device, tiny, workers=1):
     "The default comparison, without its report; or a tiny one"
     few = {f'{m}_config': dict(num_steps=QUICK['updates']) for m in PLAIN} if tiny else {}
-    ebt_toy.run_main(device=device, report=None, progress=False, **few)
+    ebt_toy.run_main(device=device, report=None, progress=False, workers=workers, **few)
     return {}
 
 def in_process(job, cache, device):
@@ -206,9 +209,85 @@ def probes(v, device): return cold_and_warm(f'{v.model}/{v.kind}/{v.seeds}', dev
 
 def run_job(job, device):
     "What a fresh process is asked to do; the answer is its last line"
-    if job in ('quickstart', 'tiny'): return print(json.dumps(quickstart(device, job == 'tiny')))
+    if job.split('/')[0] in ('quickstart', 'tiny'):
+        what,workers = (job + '/1').split('/')[:2]
+        return print(json.dumps(quickstart(device, what == 'tiny', workers if workers == 'auto' else int(workers))))
     model,kind,seeds = job.split('/')
     print(json.dumps(probe(Variant(model, kind, int(seeds)), device)))
+
+# JAX
+
+RIVAL = Path(__file__).with_name('jax_rival.py')
+
+def need_jax():
+    "End with a line that says what to install"
+    missing = [m for m in ('jax', 'optax') if importlib.util.find_spec(m) is None]
+    if missing: raise SystemExit(f"--jax needs {' and '.join(missing)}: pip install jax optax (perhaps in an environment of its own, with this package)")
+
+def rival(*args, threads, cache=None, **options):
+    "A process that runs the rival on so many cores"
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    kept = dict(JAX_COMPILATION_CACHE_DIR=cache, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0') if cache else {}
+    return subprocess.Popen([sys.executable, RIVAL, *map(str, args)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | dict(JAX_PLATFORMS='cpu') | kept,
+                            preexec_fn=partial(os.sched_setaffinity, 0, cores), **options)
+
+class JaxVariant(NamedTuple):
+    "One way in which JAX trains one model"
+    model: str
+    threads: int
+    seeds: int
+
+def measure_jax(models, seeds, data, repeats, wanted):
+    "Seconds of the first call, and seconds an update of all seeds, of JAX and ours by turns"
+    ours_ = [Variant(m, 'compiled', n) for m in models for n in seeds]
+    theirs = [JaxVariant(m, t, n) for m in models for n in seeds for t in dict.fromkeys((1, len(os.sched_getaffinity(0))))]
+    first,seconds,streams,procs = {},{v: [] for v in ours_ + theirs},{},{}
+    for v in theirs:
+        procs[v] = rival('serve', v.model, v.seeds, updates_a_repeat(Variant(v.model, 'compiled', v.seeds), wanted), threads=v.threads)
+        first[v] = float(procs[v].stdout.readline())
+    for v in ours_:
+        first[v],streams[v] = [p['first_update_s'] for p in probes(v, 'cpu')],stream_of(v, data, 'cpu')
+        with conditions(v, data): advance(streams[v], WARM_UP)
+    for r in range(repeats):
+        for v in seconds:
+            if v in procs:
+                print(1, file=procs[v].stdin, flush=True)
+                seconds[v].append(float(procs[v].stdout.readline())/updates_a_repeat(Variant(v.model, 'compiled', v.seeds), wanted))
+                continue
+            n = updates_a_repeat(v, wanted)
+            with conditions(v, data):
+                advance(streams[v], 1)
+                seconds[v].append(timed(partial(advance, streams[v], n), 'cpu')/n)
+        print(f"JAX, repeat {r + 1} of {repeats}", file=sys.stderr)
+    for p in procs.values(): p.communicate()
+    for v,s in streams.items():
+        with conditions(v, data): s.close()
+    return first,seconds
+
+def jax_report(first, seconds):
+    "Milliseconds per update and seed, and the first call"
+    threads = sorted({v.threads for v in seconds if isinstance(v, JaxVariant)})
+    head = ['model', 'seeds', *(f'JAX, {t} thread{"s"*(t > 1)}: ms' for t in threads), 'ours: ms', *(f'JAX, {t} thr.: 1st s' for t in threads), 'ours: 1st cold s', 'ours: 1st warm s']
+    ms = lambda v: 1e3*statistics.median(seconds[v])/v.seeds
+    def row(v):
+        others = [JaxVariant(v.model, t, v.seeds) for t in threads]
+        return [v.model, v.seeds, *map(ms, others), ms(v), *(first[o] for o in others), *first[v]]
+    return "Milliseconds per update and seed; seconds of the first call\n" + table(head, [row(v) for v in seconds if isinstance(v, Variant)])
+
+def quickstart_jax(quick):
+    "Seconds of the default comparison from start to end: ours in one process and in several, and JAX's; each with an empty cache and again"
+    def theirs(threads, cache):
+        start,fraction = time.perf_counter(),[0.01]*quick
+        with rival('quickstart', *fraction, threads=threads, cache=cache) as p: p.communicate()
+        return time.perf_counter() - start
+    found = {}
+    for workers in ('1', 'auto'):
+        found[f'ours, workers={workers}'] = [r['wall_s'] for r in cold_and_warm(f'{"tiny" if quick else "quickstart"}/{workers}', 'cpu')]
+    for t in dict.fromkeys((1, len(os.sched_getaffinity(0)))):
+        with tempfile.TemporaryDirectory(prefix='bench-jax-') as cache: found[f'JAX, {t} thread{"s"*(t > 1)}'] = [theirs(t, cache) for _ in range(2)]
+    return found
+
+def quickstart_jax_report(found): return "Default comparison, seconds from start to end\n" + table(['', 'cold', 'warm'], [[k, *v] for k,v in found.items()])
 
 # The report
 
@@ -268,6 +347,7 @@ def parse():
     p.add_argument('--updates', type=int, default=100, help='timed in each repeat; divided by the square root of the seeds')
     p.add_argument('--models', nargs='+', choices=list(PLAIN), default=list(PLAIN))
     p.add_argument('--quickstart', action='store_true', help='also time the whole default comparison, twice')
+    p.add_argument('--jax', action='store_true', help='instead of the plain loops, beside JAX on the CPU, by turns')
     p.add_argument('--quick', action='store_true', help='tiny, to see whether it runs; the figures mean nothing')
     p.add_argument('--out', type=Path, help='JSON file for all figures')
     p.add_argument('--job', help=argparse.SUPPRESS)
@@ -281,6 +361,7 @@ def main():
     seeds = args.seeds or [1, 8, 32] + [256]*(device.type == 'cuda')
     if args.quick: seeds,args.repeats,args.updates = args.seeds or QUICK['seeds'],QUICK['repeats'],QUICK['updates']
     if args.quickstart and set(args.models) != set(PLAIN): raise SystemExit("--quickstart: expected all models, got --models " + ' '.join(args.models))
+    if args.jax: return main_jax(args, seeds)
     machine,data,chosen = about(device),make_data(device),variants(args.models, seeds)
     if device.type == 'cpu' and machine['load_average'][0] > 0.5: print(f"WARNING: load average {machine['load_average'][0]:.2f}: something else is running, and these figures cannot be trusted", file=sys.stderr)
     seconds,product = measure(chosen, data, device, args.repeats, args.updates, 50 if args.quick else 2000)
@@ -294,5 +375,18 @@ def main():
         result['quickstart'] = compare_quickstart(rows, device, args.quick)
         print(*quickstart_lines(result['quickstart']), sep='\n')
     if args.out: args.out.write_text(json.dumps(result, indent=1, default=repr) + '\n')
+
+def main_jax(args, seeds):
+    "The comparison with JAX"
+    need_jax()
+    machine,data = about('cpu'),make_data('cpu')
+    print('\n'.join(f"{k}: {v}" for k,v in machine.items() if v is not None))
+    first,seconds = measure_jax(args.models, seeds, data, args.repeats, args.updates)
+    print(jax_report(first, seconds), flush=True)
+    found = quickstart_jax(args.quick) if args.quickstart else None
+    if found: print(quickstart_jax_report(found))
+    if args.out:
+        named = lambda d: [dict(who=type(v).__name__, **v._asdict(), value=x) for v,x in d.items()]
+        args.out.write_text(json.dumps(dict(machine=machine, first=named(first), seconds=named(seconds), quickstart=found), indent=1, default=repr) + '\n')
 
 if __name__ == '__main__': main()

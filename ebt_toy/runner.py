@@ -419,7 +419,7 @@ def _train_all(results, configs, report, train, there=lambda name: False):
     untrained = [_recipes[n].title for n in configs if n not in results]
     if untrained: report(f"✗ Interrupted; not trained: {', '.join(untrained)}")
 
-# %% ../nbs/05_runner.ipynb #997ddf17
+# %% ../nbs/05_runner.ipynb #daff145d
 def _surroundings(task):
     "What a training depends on beside its arguments, as text, so that two processes can compare"
     modes = torch.get_default_dtype(),torch.get_float32_matmul_precision(),torch.are_deterministic_algorithms_enabled()
@@ -448,11 +448,12 @@ def _joined(found, results):
     for m in models: vars(m).update({k: v for k,v in own.items() if k in vars(m)})
     return models,merge_histories([m.history for m in models]) if models else found[0][1]
 
-# %% ../nbs/05_runner.ipynb #fc5d12c5
+# %% ../nbs/05_runner.ipynb #9f5a5eb2
 LONG = 5000     # Updates, of all seeds together, from which on `workers='auto'` finds a process worth its start
 
-def _n_workers(workers, configs, n_seeds, device, options):
+def _n_workers(workers, configs, seeds, device, options):
     "How many processes to use; 1 is this one"
+    n_seeds = 1 if seeds is None else len(seed_list(seeds))
     updates = [n_seeds*max(c.get('num_steps') or 0, c.get('num_epochs') or 0) for c in configs.values()]
     if workers == 'auto': workers = min(n_cores(), sum(n >= LONG for n in updates))
     elif check_count('workers', workers): workers = min(workers, n_seeds*len(configs))
@@ -541,8 +542,7 @@ def run_main(
 # %% ../nbs/05_runner.ipynb #527030be
 def _run(task, sizes, seeds, data, device, task_options, configs, options, workers, say):
     "Prepare, and train; processes start first, since that takes a while"
-    n = _n_workers(workers, configs, 1 if seeds is None else len(seed_list(seeds)), device, options)
-    with team_of(n, options['compile']) as team:
+    with team_of(_n_workers(workers, configs, seeds, device, options), options['compile']) as team:
         results = _prepared(task, sizes, seeds, data, device, task_options, configs, options, say)
         _train_models(results, configs, say, options, team if results.device.type == 'cpu' else None)
     return results
@@ -558,8 +558,8 @@ def _prepared(task, sizes, seeds, data, device, task_options, configs, options, 
     say(_banner(f"Running experiments on task: {task.upper()}", f"Device: {device_name(device)}",
                 f"PyTorch {torch.__version__}, Python {platform.python_version()}"))
     say(f"\n[1/{len(configs) + 1}] Generating synthetic datasets...")
-    say(f"✓ Dataset created: train={sizes['size_train']}, val={sizes['size_val']}, test={sizes['size_test']}\n"
-        f"✓ Input dim: {data.input_dim}, Output dim: {data.output_dim}")
+    say("✓ Dataset created: " + ', '.join(f"{k}={sizes[f'size_{k}']}" for k in ('train', 'val', 'test')) +
+        f"\n✓ Input dim: {data.input_dim}, Output dim: {data.output_dim}")
     return Results(task, data, sizes, device, seeds, task_options, single)
 
 # %% ../nbs/05_runner.ipynb #d9d08b43
