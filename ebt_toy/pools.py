@@ -6,7 +6,7 @@
 __all__ = ['processes', 'end_processes', 'n_cores', 'main_hidden', 'count_aloud', 'Team', 'team_of']
 
 # %% ../nbs/engine/10_pools.ipynb #c9eb3191
-import importlib, multiprocessing, os, pickle, signal, sys, threading, types
+import importlib, itertools, multiprocessing, os, pickle, signal, sys, threading, types
 from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -90,7 +90,10 @@ def _join_team(lines, stop, compile):
 
 def _done(name, tells, data):
     "What a job returns, as bytes; None if it fails or was stopped"
-    def report(line): tells and _here['lines'].put((name, line))
+    late = itertools.count()
+    def report(line):
+        if _here['stop'].is_set() and next(late): raise KeyboardInterrupt    # something had swallowed SIGTERM
+        if tells: _here['lines'].put((name, line))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if _here['stop'].is_set(): return None

@@ -419,7 +419,7 @@ def _train_all(results, configs, report, train, there=lambda name: False):
     untrained = [_recipes[n].title for n in configs if n not in results]
     if untrained: report(f"✗ Interrupted; not trained: {', '.join(untrained)}")
 
-# %% ../nbs/05_runner.ipynb #daff145d
+# %% ../nbs/05_runner.ipynb #8de77d33
 def _surroundings(task):
     "What a training depends on beside its arguments, as text, so that two processes can compare"
     modes = torch.get_default_dtype(),torch.get_float32_matmul_precision(),torch.are_deterministic_algorithms_enabled()
@@ -441,14 +441,14 @@ def _train_there(report, recipe, config, shared, seeds, fit_options, surrounding
     for m in models: vars(m).update({k: None for k in ('test_dataset', 'scoring') if k in vars(m)})
     return models,h
 
-def _joined(found, results):
+def _all_parts(found, results):
     "Models and history of all parts; after Ctrl-C of the first ones that have begun"
     found = list(itertools.takewhile(lambda f: f[0], found)) or found[:1]
     models,own = [m for ms,_ in found for m in ms],dict(test_dataset=results.data.test_dataset, scoring=results.scoring)
     for m in models: vars(m).update({k: v for k,v in own.items() if k in vars(m)})
     return models,merge_histories([m.history for m in models]) if models else found[0][1]
 
-# %% ../nbs/05_runner.ipynb #9f5a5eb2
+# %% ../nbs/05_runner.ipynb #d539e795
 LONG = 5000     # Updates, of all seeds together, from which on `workers='auto'` finds a process worth its start
 
 def _n_workers(workers, configs, seeds, device, options):
@@ -474,7 +474,7 @@ def _train_models(results, configs, report, fit_options, team):
     def train(name, config):
         found = team and team.result(name, report)
         results.interrupted |= bool(team and team.stopped)
-        if found: return _joined(found, results)
+        if found: return _all_parts(found, results)
         if results.interrupted: return [],History(status='interrupted')
         return _trained(name, config, results, results.seeds, report, fit_options)
     _train_all(results, configs, report, train, team.has if team else lambda name: False)

@@ -62,7 +62,7 @@ def test_losses_are_bit_identical_in_two_processes():
     assert out[0] == out[1] and len(out[0]) > 500
 
 def test_ctrl_c_ends_in_order():
-    with subprocess.Popen([sys.executable, '-u', '-m', 'ebt_toy', *SMALL, '--num_steps', '1000000', '--eval_every', '20'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+    with subprocess.Popen([sys.executable, '-u', '-m', 'ebt_toy', *SMALL, '--num_steps', '1000000', '--eval_every', '20', '--workers', '1'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
         for line in p.stdout:
             if line.startswith('Update') and ' 40 ' in line: break
         p.send_signal(signal.SIGINT)
