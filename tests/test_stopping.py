@@ -75,7 +75,7 @@ def test_ctrl_c_that_passed_through_exec(tmp_path):
 @pytest.mark.parametrize('sign', ['SIGTERM', 'SIGHUP', 'SIGINT'])
 def test_signals_in_training(tmp_path, sign):
     heard = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)       # under `nohup` it would rightly be ignored
-    p = start([*WAYS[1], *SMALL, '--num_steps', '1000000', '--eval_every', '20', '--save', 'out'], tmp_path, preexec_fn=heard)
+    p = start([*WAYS[1], *SMALL, '--num_steps', '1000000', '--eval_every', '20', '--save', 'out', '--workers', '1'], tmp_path, preexec_fn=heard)
     for line in p.stdout:
         if line.startswith('Update') and ' 40 ' in line: break
     p.send_signal(getattr(signal, sign))
@@ -97,7 +97,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
-    p = start([sys.executable, '-u', '-c', SLOW, *SMALL, '--num_steps', '1000000', '--eval_every', '20'], tmp_path)
+    p = start([sys.executable, '-u', '-c', SLOW, *SMALL, '--num_steps', '1000000', '--eval_every', '20', '--workers', '1'], tmp_path)
     for line in p.stdout:
         if line.startswith('Update') and ' 40 ' in line: p.send_signal(signal.SIGINT)
         if line == 'scoring\n': break

@@ -80,9 +80,11 @@ def test_errors_are_those_of_one_process():
 def test_auto_needs_long_trainings(monkeypatch, steps, n):
     monkeypatch.setattr(runner, 'n_cores', lambda: 2)
     configs = {i: dict(num_steps=s) for i,s in enumerate(steps)}
-    assert _n_workers('auto', configs, 1, 'cpu', None) == n
-    assert _n_workers('auto', configs, 1, 'cpu', print) == 1           # a callback needs this process
-    assert _n_workers(8, configs, 3, 'cpu', None) == 6                 # no more than there are seeds to train
+    options = dict(callback=None, checkpoints=None)
+    assert _n_workers('auto', configs, None, 'cpu', options) == n
+    assert _n_workers('auto', configs, None, 'cpu', options | dict(callback=print)) == 1       # a callback needs this process
+    assert _n_workers(8, configs, None, 'cpu', options | dict(checkpoints='folder')) == 1      # and so does a file to go on from
+    assert _n_workers(8, configs, 3, 'cpu', options) == 6                                      # no more than there are seeds to train
 
 SCRIPT = '''
 import sys
