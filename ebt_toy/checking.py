@@ -183,9 +183,10 @@ def paired_ratio(
     return dict(median=np.median(r), low=low, high=high, n=int((r > 1).sum()), of=len(r))
 
 # %% ../nbs/studies/checking.ipynb #4354bd77
-_LOOKS = {'Cauchy energy': dict(color=COLORS['test'], marker='o'),
-          'bilinear energy': dict(color=COLORS['test'], marker='x', ls='--'),
-          'bowl energy': dict(color='0.5', marker='s'), 'MLP energy': dict(color='0.5', marker='v', ls=':'),
+_LOOKS = {'bowl energy': dict(color=COLORS['test'], marker='o'),
+          'Cauchy energy': dict(color=COLORS['test'], marker='x', ls='--'),
+          'bilinear energy': dict(color=COLORS['test'], marker='s', ls=':'),
+          'MLP energy': dict(color='0.5', marker='v', ls=':'),
           'recurrent': dict(color='C2', marker='^', ls='--')}
 
 def _steps_drawn(ax, runs, model):
@@ -193,7 +194,7 @@ def _steps_drawn(ax, runs, model):
     at = [runs[0][f'flops_{k}'] for k in _STEPS]
     errors = np.array([[r[f'mse_0_{k}'] for r in runs] for k in _STEPS])
     ax.plot(at, np.median(errors, 1), ms=3, lw=1, label=model, **_LOOKS[model])
-    if model != 'Cauchy energy': return
+    if model != 'bowl energy': return
     ax.fill_between(at, errors.min(1), errors.max(1), color=COLORS['test'], alpha=0.2, lw=0)
 
 def plot_checking(
