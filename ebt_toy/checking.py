@@ -190,12 +190,10 @@ _LOOKS = {'bowl energy': dict(color=COLORS['test'], marker='o'),
           'recurrent': dict(color='C2', marker='^', ls='--')}
 
 def _steps_drawn(ax, runs, model):
-    "The error of a model after 10 to 200 steps against the cost of an answer; a band holds all runs of the first kind"
+    "The error of a model after 10 to 200 steps against the cost of an answer"
     at = [runs[0][f'flops_{k}'] for k in _STEPS]
     errors = np.array([[r[f'mse_0_{k}'] for r in runs] for k in _STEPS])
     ax.plot(at, np.median(errors, 1), ms=3, lw=1, label=model, **_LOOKS[model])
-    if model != 'bowl energy': return
-    ax.fill_between(at, errors.min(1), errors.max(1), color=COLORS['test'], alpha=0.2, lw=0)
 
 def plot_checking(
     rows:list,   # Of the study
@@ -217,7 +215,9 @@ def plot_checking(
         for model,marker in {'FFN': 'D', 'gated FFN': 's', 'multiplying FFN': '^', 'ensemble': 'P'}.items():
             if not (runs := study_runs(rows, task, model)): continue
             ax.plot(runs[0]['flops'], np.median([r['mse_0'] for r in runs]), **FFN | dict(marker=marker), label=model)
-        ax.set(xscale='log', yscale='log', xlabel='FLOPs per answer', title=task)
+        name,d = STUDIED_TASKS[task]
+        ax.set(xscale='log', yscale='log', xlabel='FLOPs per answer')
+        ax.set_title(f'{name}, {d} numbers', fontsize=9)
     axs[0].set_ylabel('MSE, harder questions')
     legend(axs[-1], outside=True)
     return axs
