@@ -212,6 +212,7 @@ def plot_checking(
     for ax,task in zip(axs, tasks):
         for model in _LOOKS:
             if runs := study_runs(rows, task, model): _steps_drawn(ax, runs, model)
+            elif any(study_runs(rows, t, model) for t in tasks): ax.plot([], ms=3, lw=1, label=model, **_LOOKS[model])
         for model,marker in {'FFN': 'D', 'gated FFN': 's', 'multiplying FFN': '^', 'ensemble': 'P'}.items():
             if not (runs := study_runs(rows, task, model)): continue
             ax.plot(runs[0]['flops'], np.median([r['mse_0'] for r in runs]), **FFN | dict(marker=marker), label=model)
