@@ -7,8 +7,8 @@ from torch.func import functional_call, vmap
 from ebt_toy import EBT, FeedForward, create_synthetic_data, fit, predict, run_main, train_feedforward
 from ebt_toy.cli import main
 from ebt_toy.core import generator, seeded
-from ebt_toy.rivals import (NAU, NMU, Arithmetic, Ensemble, Recurrent, resting_step, train_arithmetic, train_ensemble, train_fixed_point,
-                            train_recurrent)
+from ebt_toy.rivals import (NAU, NMU, Arithmetic, Ensemble, Recurrent, matched_width, model_costs, resting_step, train_arithmetic,
+                            train_ensemble, train_fixed_point, train_recurrent)
 from ebt_toy.update import activations, mlp
 
 QUIET = dict(report=None, progress=False)
@@ -18,6 +18,25 @@ KINDS = dict(recurrent=(train_recurrent, dict(n_optimization_steps=3, latent_dim
              glu=(train_feedforward, dict(activation='glu', latent_dim=8, lr=1e-3)), product=(train_feedforward, dict(activation='product', latent_dim=8, n_layers=1, lr=1e-3)))
 
 def drawn(*shape, stream=0): return torch.randn(*shape, generator=generator(0, stream), dtype=torch.float64)
+
+# Equal costs
+
+def test_costs_in_closed_form():
+    "One hidden layer: its weights, two matrix products per answer, three times as many in an update of 8 less the one that leads to x"
+    data,w = create_synthetic_data('add', 64, 8, 8, vec_size=1),5
+    costs = model_costs(train_feedforward, data, latent_dim=w, n_layers=1, batch_size=8)
+    assert costs['weights'] == 2*w + w + w + 1 and costs['answer'] == 2*(2*w + w)
+    assert costs['update'] == 8*2*(3*(2*w + w) - 2*w)
+
+@pytest.mark.parametrize('cost', ['weights', 'update', 'answer'])
+def test_a_matched_width_is_the_nearest(cost):
+    data = create_synthetic_data('add', 64, 8, 8, vec_size=1)
+    def at(w): return model_costs(train_feedforward, data, latent_dim=w)[cost]
+    for target in (1, at(6), at(9) + 1, (at(11) + at(12))/2 + 1):
+        w = matched_width(train_feedforward, data, cost, target, widest=16)
+        assert all(abs(at(w) - target) <= abs(at(v) - target) for v in (max(1, w - 1), w + 1))
+    with pytest.raises(ValueError, match="target: expected at most"): matched_width(train_feedforward, data, cost, 1e9, widest=16)
+    with pytest.raises(ValueError, match="unknown cost"): matched_width(train_feedforward, data, 'price', 10)
 
 # Networks
 

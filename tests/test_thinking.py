@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 from ebt_toy import create_synthetic_data, train_energy_model
 from ebt_toy.confidence import auroc, bootstrap, confidence, disagreement, doubts, plot_confidence, rank_correlation
 from ebt_toy.core import generator
-from ebt_toy.data import uniform
+from ebt_toy.data import accuracy, uniform
 from ebt_toy.ebt import EBT, EnergyFunction, Trajectory, _rules, descend, trace
 from ebt_toy.energies import Bilinear, Bowl
 from ebt_toy.models import predict
@@ -155,6 +155,15 @@ def test_the_curve_of_a_model_without_an_energy():
         assert r['flops'] == r['steps']*2*2*2 and r['low'] <= r['median'] <= r['high']
     with pytest.raises(ValueError, match='expected a model with an energy, got Halving'):
         thinking_curve(Halving(), TensorDataset(x, x), (1,), rule='newton')
+
+def test_a_curve_by_another_metric():
+    x = normal(30, 2)
+    usual,same = (thinking_curve(Halving(), TensorDataset(x, x), (1, 3), metric=m) for m in (None, nn.functional.mse_loss))
+    for a,b in zip(usual, same): assert [a[k] for k in ('mean', 'median', 'low')] == pytest.approx([b[k] for k in ('mean', 'median', 'low')])
+    labels = TensorDataset(x, x.argmax(1))
+    rows = thinking_curve(Halving(), labels, (1, 3), metric=accuracy)       # the way to x keeps its order
+    assert [r['mean'] for r in rows] == [1, 1] and plot_thinking(dict(a=rows), x='steps', label='right').get_ylabel() == 'right'
+    with pytest.raises(ValueError, match='numbers in y, or a metric for labels'): thinking_curve(Halving(), labels, (1,))
 
 def test_a_step_of_a_bilinear_check_costs_what_its_layers_do():
     "Twice the multiplications forward; backward only what leads to y: c, b and d transposed"

@@ -1,0 +1,43 @@
+"The studies: their rows, their command, and that a run gives what its row says."
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ebt_toy import cli
+from ebt_toy.checking import STUDIED_MODELS, STUDIED_TASKS, checking_rows, checking_scores, paired_ratio, study_runs
+from ebt_toy.store import export_rows, import_rows
+
+kept = Path(__file__).parents[1]/'nbs'/'studies'/'checking.csv'
+
+def test_rows_come_back_from_a_file(tmp_path):
+    rows = [dict(task='add', n=3, x=0.25, sizes=[1, 2], more=dict(a=1)), dict(task='1e', x=math.inf, note='a, "b"\nc')]
+    assert import_rows(export_rows(rows, tmp_path/'r.csv')) == rows
+    with pytest.raises(ValueError): import_rows(tmp_path)
+
+def test_kept_rows_are_whole():
+    rows = import_rows(kept)
+    groups = Counter((r['task'], r['vec_size'], r['model'], r['num_steps']) for r in rows)
+    assert set(groups.values()) == {20} and {r['status'] for r in rows} == {'finished'}
+    assert {r['model'] for r in rows} <= set(STUDIED_MODELS) and {(r['task'], r['vec_size']) for r in rows} <= set(STUDIED_TASKS.values())
+    assert not {r['seed'] for r in rows} & {0, 1000}          # neither the draw of first looks nor that of the learning rates
+
+def test_a_run_gives_what_its_row_says():
+    row = study_runs(import_rows(kept), 'solve2', 'multiplying FFN')[0]
+    settings = {k: row[k] for k in ('task', 'vec_size', 'seed', 'model', 'lr', 'num_steps')}
+    [scores] = checking_scores(settings, [row['model_seed']])
+    for k in ('val', 'mse_0', 'mse_1', 'mse_2'): assert scores[k] == pytest.approx(row[k], rel=0.02)     # another processor rounds otherwise
+    assert (scores['n_params'], scores['training_flops'], scores['flops']) == (row['n_params'], row['training_flops'], row['flops'])
+
+def test_pairs():
+    r = paired_ratio([2., 4., 6., 8.], [1., 1., 1., 16.])
+    assert (r['median'], r['n'], r['of']) == (3., 3, 4) and 0.5 <= r['low'] <= 3 <= r['high'] <= 6
+
+def test_the_learning_rate_is_chosen_on_a_draw_of_its_own(tmp_path, monkeypatch):
+    rows = checking_rows('multiply', 'multiplying FFN', num_steps=2, store=tmp_path/'s.db', progress=False)
+    assert len(rows) == 20 and {r['seed'] for r in rows} == {1001, 1002, 1003, 1004} and len({r['lr'] for r in rows}) == 1
+
+def test_the_command_knows_its_studies(capsys):
+    assert cli.main(['study', 'cheking']) == 2
+    assert "unknown study 'cheking'; did you mean 'checking'" in capsys.readouterr().err
