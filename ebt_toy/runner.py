@@ -454,7 +454,8 @@ LONG = 5000     # Updates, of all seeds together, from which on `workers='auto'`
 def _n_workers(workers, configs, seeds, device, options):
     "How many processes to use; 1 is this one"
     n_seeds = 1 if seeds is None else len(seed_list(seeds))
-    updates = [n_seeds*max(c.get('num_steps') or 0, c.get('num_epochs') or 0) for c in configs.values()]
+    def given(c): return c.get('num_steps') or c.get('num_epochs') or LONG*('num_steps' in c)   # by default many
+    updates = [n_seeds*given(c) for c in configs.values()]
     if workers == 'auto': workers = min(n_cores(), sum(n >= LONG for n in updates))
     elif check_count('workers', workers): workers = min(workers, n_seeds*len(configs))
     here = options['callback'] or options['checkpoints'] or multiprocessing.current_process().daemon

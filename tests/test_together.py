@@ -76,7 +76,7 @@ def test_errors_are_those_of_one_process():
     bad = run_main(**SMALL, ebt_config=dict(lr=1e30), report=None, workers=2)
     assert bad['ebt']['status'] == 'diverged' and bad['ebt']['model'] is None and bad['ffn']['status'] == 'finished'
 
-@pytest.mark.parametrize('steps,n', [((10_000, 50_000), 2), ((10_000, 100), 1), ((100, 100), 0)])
+@pytest.mark.parametrize('steps,n', [((10_000, 50_000), 2), ((None, None), 2), ((10_000, 100), 1), ((100, 100), 0)])
 def test_auto_needs_long_trainings(monkeypatch, steps, n):
     monkeypatch.setattr(runner, 'n_cores', lambda: 2)
     configs = {i: dict(num_steps=s) for i,s in enumerate(steps)}
