@@ -11,7 +11,6 @@ from functools import partial
 
 import numpy as np
 import torch.nn.functional as F
-from torch.utils.data import TensorDataset
 
 from .confidence import bootstrap
 from .data import create_synthetic_data
@@ -21,9 +20,9 @@ from .models import predict
 from .rivals import train_ensemble, train_fixed_point, train_recurrent
 from .style import COLORS, FFN, legend, new_axes
 from .sweeps import sweep
-from .thinking import thinking_curve
+from .thinking import prediction_flops, thinking_curve
 from .training import score
-from .update import count_params, count_work, rows_of
+from .update import count_params, count_work
 
 # %% ../nbs/studies/checking.ipynb #84c98867
 STUDIED_TASKS = dict(divide=('divide', 2), solve2=('solve', 2), solve3=('solve', 3), multiply=('multiply', 2),
@@ -58,8 +57,9 @@ def _curve_scores(model, dataset, name):
 
 def _answer_costs(model, x):
     "FLOPs per answer, after each number of steps"
-    if _takes_steps(model): return {f"flops_{r['steps']}": r['flops'] for r in thinking_curve(model, x, _STEPS)}
-    return dict(flops=count_work(lambda: predict(model, x.tensors[0])).flops/len(x))
+    if not _takes_steps(model): return dict(flops=count_work(lambda: predict(model, x)).flops/len(x))
+    once,step = prediction_flops(model, x)
+    return {f'flops_{n}': once + n*step for n in _STEPS}
 
 def _rule_scores(model, dataset):
     "Errors with step rules that choose their step size"
@@ -71,7 +71,7 @@ def _rule_scores(model, dataset):
 # %% ../nbs/studies/checking.ipynb #729c9b8e
 def _scores_of_study(model, sets):
     "All scores of one trained model"
-    h,few = model.history,TensorDataset(*rows_of(sets[0].test_dataset.tensors, slice(64)))
+    h,few = model.history,sets[0].test_dataset.tensors[0][:64]
     scores = dict(val=h['val_loss'][-1].item(), n_params=count_params(model),
                   training_flops=h.settings['update_flops']*int(h['step'][-1]))
     for i,data in enumerate(sets): scores |= _curve_scores(model, data.test_dataset, f'mse_{i}')
