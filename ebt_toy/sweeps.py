@@ -47,20 +47,21 @@ def _point(lists, i):
     return {n: point[n] for n in lists}
 
 def sweep_points(
-    space:dict,            # Setting -> list of values, or one value
-    sample:int|None=None,  # So many points at random; None takes all
+    space:dict|list,       # Setting -> list of values, or one value; or several such grids
+    sample:int|None=None,  # So many points at random, of each grid; None takes all
     sample_seed:int=0      # Of the drawing
-) -> list[dict]:           # In the order of the grid
-    """The points of a grid, or some of them drawn at random; raises `ValueError`
+) -> list[dict]:           # In the order of the grids
+    """The points of a grid or of several, or some of them drawn at random; raises `ValueError`
 
     Args:
-        space: Setting -> list of values, or one value
-        sample: So many points at random; None takes all
+        space: Setting -> list of values, or one value; or several such grids
+        sample: So many points at random, of each grid; None takes all
         sample_seed: Of the drawing
 
     Returns:
-        In the order of the grid
+        In the order of the grids
     """
+    if not isinstance(space, dict): return [p for s in space for p in sweep_points(s, sample, sample_seed)]
     lists = {k: _value_list(k, v) for k,v in space.items()}
     n = math.prod(map(len, lists.values()))
     if sample is None or check_count('sample', sample) >= n: chosen = range(n)
@@ -276,12 +277,21 @@ def _outcomes(jobs, run, executor, ahead=None):
 FAILED = 'diverged','failed','crashed'       # what `retry_failed` runs again
 _RESERVED = {'model_seed', 'status', 'seconds', 'error', 'version'}
 
+def _grids(space): return [space] if isinstance(space, dict) else list(space)
+
+def _varied_settings(space):
+    "Settings with several values within a grid, or between grids"
+    values = {}
+    for k,v in ((k, v) for grid in _grids(space) for k,v in grid.items()):
+        values.setdefault(k, []).extend(_value_list(k, v))
+    return [k for k,vs in values.items() if len({repr(v) for v in vs}) > 1]
+
 def _wanted(space, sample, sample_seed, run):
     "Id -> settings of each group of a sweep, in the order of the grid"
-    if run is None: _check_settings(space)
-    elif not hasattr(run, '__qualname__'):     # its name is a part of what a unit is
+    if run is not None and not hasattr(run, '__qualname__'):     # its name is a part of what a unit is
         raise ValueError(f"run: expected a function of settings and seeds, got {run!r}")
-    for k in space:
+    for grid in _grids(space) if run is None else (): _check_settings(grid)
+    for k in (k for grid in _grids(space) for k in grid):
         if str(k).isidentifier() and k not in _RESERVED: continue
         raise ValueError(f"space: expected a name as in Python, and none of {', '.join(sorted(_RESERVED))}, got {k!r}")
     points = sweep_points(space, sample, sample_seed)
@@ -315,25 +325,25 @@ def _work(db, jobs, outcomes, progress):
             bar.update(len(units))
 
 def sweep(
-    space:dict,                 # Setting of `run_main` or of a model -> list of values, or one value
+    space:dict|list,            # Setting of `run_main` or of a model -> list of values, or one; or several such grids
     seeds=1,                    # Of the models, or how many; `seed` in the space is the data's
     executor:Executor|Callable|None=None,  # Where jobs run: a function that makes a pool, as `processes`; None: here
     store=None,                 # File of results, made if there is none; None keeps them in memory
-    sample:int|None=None,       # So many points of the grid, at random; None takes all
+    sample:int|None=None,       # So many points of each grid, at random; None takes all
     sample_seed:int=0,          # Of this choice
     run:Callable|None=None,     # `(settings, seeds) -> [scores]`, with settings as in the space; None: `train_seeds`
     retry_failed:bool=False,    # Whether to run those again that diverged, failed or crashed
     progress:bool=True          # Show a progress bar where someone can watch it
 ) -> list[dict]:                # Per unit: settings, `model_seed`, scores, `status`, `seconds`, `error`
-    """Run all units of a grid that are not in the store yet; Ctrl-C ends it, and the units left are 'missing'.
+    """Run all units of a grid, or of several, that are not in the store yet; Ctrl-C ends it, and the units left are 'missing'.
     Raises `ValueError` on bad input or while another sweep fills the store, `OSError` where that cannot be written
 
     Args:
-        space: Setting of `run_main` or of a model -> list of values, or one value
+        space: Setting of `run_main` or of a model -> list of values, or one; or several such grids
         seeds: Of the models, or how many; `seed` in the space is the data's
         executor: Where jobs run: a function that makes a pool, as `processes`; None: here
         store: File of results, made if there is none; None keeps them in memory
-        sample: So many points of the grid, at random; None takes all
+        sample: So many points of each grid, at random; None takes all
         sample_seed: Of this choice
         run: `(settings, seeds) -> [scores]`, with settings as in the space; None: `train_seeds`
         retry_failed: Whether to run those again that diverged, failed or crashed
@@ -345,7 +355,7 @@ def sweep(
     groups,seeds = _wanted(space, sample, sample_seed, run),list(map(int, seed_list(seeds)))
     if max(seeds) >= 2**63: raise ValueError(f"seeds: expected numbers below 2**63, got {max(seeds)}")
     with open_store(store, alone=True) as db:
-        index_settings(db, ['model_type', *(k for k,v in space.items() if len(_value_list(k, v)) > 1)])
+        index_settings(db, ['model_type', *(k for k in _varied_settings(space) if k != 'model_type')])
         jobs = _jobs(db, groups, seeds, retry_failed)
         _work(db, jobs, _outcomes(jobs, run, executor), progress)
         return [row for id,s in groups.items() for row in _rows_of_group(db, id, s, seeds)]

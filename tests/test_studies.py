@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ebt_toy import cli
-from ebt_toy.checking import STUDIED_MODELS, STUDIED_TASKS, checking_rows, checking_scores, paired_ratio, study_runs
+from ebt_toy.checking import STUDIED_MODELS, STUDIED_TASKS, checking_scores, checking_study
+from ebt_toy.protocol import DRAWS, PILOT, RATES, chosen_rate, lowest, paired_ratio, study_rows, study_runs
 from ebt_toy.store import export_rows, import_rows
 
 kept = Path(__file__).parents[1]/'nbs'/'studies'/'checking.csv'
@@ -34,9 +35,27 @@ def test_pairs():
     r = paired_ratio([2., 4., 6., 8.], [1., 1., 1., 16.])
     assert (r['median'], r['n'], r['of']) == (3., 3, 4) and 0.5 <= r['low'] <= 3 <= r['high'] <= 6
 
-def test_the_learning_rate_is_chosen_on_a_draw_of_its_own(tmp_path, monkeypatch):
-    rows = checking_rows('multiply', 'multiplying FFN', num_steps=2, store=tmp_path/'s.db', progress=False)
-    assert len(rows) == 20 and {r['seed'] for r in rows} == {1001, 1002, 1003, 1004} and len({r['lr'] for r in rows}) == 1
+def scored_by_formula(settings, seeds):
+    return [dict(val=abs(settings['lr'] - settings['best']), error=s) for s in seeds]
+
+def test_the_learning_rate_is_chosen_by_validation_on_a_draw_of_its_own(tmp_path):
+    cells = [dict(best=lr, num_steps=n) for lr in RATES for n in (10, 20)]
+    rows = study_rows(scored_by_formula, cells, seeds=3, store=tmp_path/'s.db', progress=False)
+    assert len(rows) == 4*len(DRAWS)*3 and all(r['lr'] == r['best'] and r['seed'] in DRAWS for r in rows) and PILOT not in DRAWS
+    assert chosen_rate([dict(c, seed=PILOT, lr=lr) | dict(val=v) for c in cells[:1] for lr,v in zip(RATES, (float('inf'), 1.))], cells[0]) == RATES[1]
+    assert len(study_runs(rows, best=RATES[0], num_steps=10)) == len(DRAWS)*3
+
+def scored_until_stopped(settings, seeds):
+    if settings['seed'] == PILOT and settings['lr'] == RATES[1]: raise KeyboardInterrupt
+    return [dict(val=1.) for _ in seeds]
+
+def test_a_study_ends_where_it_was_stopped():
+    rows = study_rows(scored_until_stopped, [dict(a=1, num_steps=5)], progress=False)
+    assert {r['status'] for r in rows} == {'finished', 'missing'} and {r['seed'] for r in rows} == {PILOT}
+
+def test_lowest():
+    groups = [[dict(e=v, name=n) for v in vs] for n,vs in dict(a=[1, 9, 9], b=[3, 3, 3]).items()]
+    assert lowest([[], *groups], 'e')[0]['name'] == 'b'
 
 def test_the_command_knows_its_studies(capsys):
     assert cli.main(['study', 'cheking']) == 2
