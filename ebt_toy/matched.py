@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MATCHED_MODELS', 'matched_sets', 'matched_scores', 'matched_plan', 'matched_study']
 
-# %% ../nbs/studies/matched.ipynb #bb82f5eb
+# %% ../nbs/studies/matched.ipynb #155d4f42
 from functools import partial
 
 from torch.nn.functional import mse_loss
@@ -20,7 +20,7 @@ from .rivals import matched_width, model_costs
 from .runner import default_config
 from .update import count_params
 
-# %% ../nbs/studies/matched.ipynb #f7c5f6f8
+# %% ../nbs/studies/matched.ipynb #b33154f6
 MATCHED_MODELS = {
     'EBT': train_energy_model,
     'FFN, ReLU': train_feedforward,
@@ -55,7 +55,7 @@ def matched_sets(
     sets = dict(id=(x, y, every), box=(*box, every), shell=(*box, beyond), far=(far, get_task(task).truth(far), every))
     return data,sets
 
-# %% ../nbs/studies/matched.ipynb #de4bbbd0
+# %% ../nbs/studies/matched.ipynb #9525289b
 def _after_steps(model, x):
     "Predictions after 10 steps and after 50, by the end of the score's name; of a model without steps just one"
     if not takes_steps(model): return {'': predict(model, x)}
@@ -89,7 +89,7 @@ def matched_scores(
     costs |= answer_costs(models[0], few, _TAKEN)
     return [dict(val=m.history['val_loss'][-1].item()) | costs | _errors_on(m, sets) for m in models]
 
-# %% ../nbs/studies/matched.ipynb #30ea46c7
+# %% ../nbs/studies/matched.ipynb #904c4459
 def _counted(vec_size):
     "How to count what a model costs, and how to find its width"
     tiny = create_synthetic_data('add', size_train=128, size_val=64, size_test=1, vec_size=vec_size)
@@ -123,7 +123,7 @@ def matched_plan(
             ('e', 'EBT'): for_sum('EBT', 128), ('f', 'FFN'): for_sum('FFN', wide)}
     return plan | {('g', m): for_sum(m, width(m, 'weights'), 1/4) for m in list(MATCHED_MODELS)[3:]}
 
-# %% ../nbs/studies/matched.ipynb #1e185e25
+# %% ../nbs/studies/matched.ipynb #2f9b17d0
 def matched_study(
     tasks=('add', 'multiply'), # To study
     num_steps:int=3000,        # Updates of the EBT
