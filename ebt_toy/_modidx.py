@@ -784,6 +784,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'ebt_toy.runner.paired_wins': ('runner.html#paired_wins', 'ebt_toy/runner.py'),
                                 'ebt_toy.runner.recipe_names': ('runner.html#recipe_names', 'ebt_toy/runner.py'),
                                 'ebt_toy.runner.recipe_title': ('runner.html#recipe_title', 'ebt_toy/runner.py'),
+                                'ebt_toy.runner.recipe_updates': ('runner.html#recipe_updates', 'ebt_toy/runner.py'),
                                 'ebt_toy.runner.register_model': ('runner.html#register_model', 'ebt_toy/runner.py'),
                                 'ebt_toy.runner.run_main': ('runner.html#run_main', 'ebt_toy/runner.py'),
                                 'ebt_toy.runner.summary': ('runner.html#summary', 'ebt_toy/runner.py')},

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LISTOPS_TESTS', 'listops_scores', 'listops_study']
 
-# %% ../nbs/studies/listops_learning.ipynb #0dbe8940
+# %% ../nbs/studies/listops_learning.ipynb #0d640ffa
 from functools import lru_cache, partial
 
 import numpy as np
@@ -24,7 +24,7 @@ from .protocol import study_rows
 from .thinking import starts_of
 from .update import count_params
 
-# %% ../nbs/studies/listops_learning.ipynb #561ad9ac
+# %% ../nbs/studies/listops_learning.ipynb #de522de6
 LISTOPS_TESTS = dict(plain=None, longer='length', deeper='depth', wider='args')    # name -> in what it is harder
 
 @lru_cache(maxsize=1)
@@ -36,7 +36,7 @@ def _listops_sets(seed, vec_size, size_train, size_test):
     harder = {k: made(ood, 1, 1).test_dataset for k,ood in LISTOPS_TESTS.items() if ood}   # the test set is drawn first
     return data,dict(plain=data.test_dataset) | harder
 
-# %% ../nbs/studies/listops_learning.ipynb #0e1282a8
+# %% ../nbs/studies/listops_learning.ipynb #580a2dca
 def _as_shown(x, brackets):
     "Texts as a model gets them: as they are, or without any bracket"
     return x if brackets == 'kept' else without(x, SILENT + CLOSING)
@@ -47,7 +47,7 @@ def _data_shown(data, brackets):
     parts = zip(x.split([len(ds) for ds in data[:3]]), data[:3])
     return SyntheticData(*(TensorDataset(p, ds.tensors[1]) for p,ds in parts), x.shape[1], data.output_dim)
 
-# %% ../nbs/studies/listops_learning.ipynb #786b3ba9
+# %% ../nbs/studies/listops_learning.ipynb #0ba44059
 def _leading(counts, x):
     "The outermost operator of the arguments before the next operator, and of what that most often comes to"
     guesses,functions = [middle_mode(c) for c in counts.by_operator],list(OPERATORS.values())
@@ -57,7 +57,7 @@ def _leading(counts, x):
     rows = [r.tolist() for f in row_forests(x) for r in np.split(f.nodes, f.starts[1:-1])]
     return torch.tensor([answer(nodes) for nodes in rows], device=x.device)
 
-# %% ../nbs/studies/listops_learning.ipynb #3c0b7d2f
+# %% ../nbs/studies/listops_learning.ipynb #e7d3be03
 def _ways(operator, most):
     "`ways[i][s]`: how many bracketings of the nodes from i on fill s open places"
     L = len(operator)
@@ -81,7 +81,7 @@ def _bracketings(nodes, n, rng, most=10):
         places += n_args[:, i] - 1
     return Forest(np.tile(nodes, n), n_args.ravel(), np.arange(n + 1)*len(nodes))
 
-# %% ../nbs/studies/listops_learning.ipynb #f18e8a21
+# %% ../nbs/studies/listops_learning.ipynb #da1df557
 def _likeliest(x, n=200, depth=10):
     "The likeliest value of each text without brackets: a vote of `n` trees, weighted by how often such are drawn"
     rng = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def _likeliest(x, n=200, depth=10):
     rows = [r for f in row_forests(x) for r in np.split(f.nodes, f.starts[1:-1])]
     return torch.tensor(np.array([answer(nodes) for nodes in rows]), device=x.device)
 
-# %% ../nbs/studies/listops_learning.ipynb #5724bf5d
+# %% ../nbs/studies/listops_learning.ipynb #9286013b
 _READ = 500      # Texts for which bracketings are drawn
 
 def _right(p, ds): return round((p == ds.tensors[1]).float().mean().item(), 4)
@@ -119,7 +119,7 @@ def _rules_of_draw(*sizes):
     return dict(rules=found, rules_by_operator=by_operator,
                 rule_by_depth={k: _by_depth(exact[k], tests[k]) for k in ('plain', 'deeper')})
 
-# %% ../nbs/studies/listops_learning.ipynb #50cc5f14
+# %% ../nbs/studies/listops_learning.ipynb #b0c8cea4
 _INNER = 0, 1, 2, 3, 5, 10, 20, 50
 
 @torch.no_grad()
@@ -149,7 +149,7 @@ def _scores_of_reader(model, tests, brackets):
         found[f'steps_{k}'],found[f'starts_{k}'] = _steps_and_starts(model, shown[k], tests[k])
     return found
 
-# %% ../nbs/studies/listops_learning.ipynb #fcd48b90
+# %% ../nbs/studies/listops_learning.ipynb #b9752d46
 _READERS = dict(EBT=partial(train_energy_model, batch_size=64, report=None, progress=False),
                 FFN=partial(train_feedforward, activation='silu', batch_size=64, report=None, progress=False))
 
