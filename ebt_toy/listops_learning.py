@@ -58,7 +58,7 @@ def _leading(counts, x):
     return torch.tensor([answer(nodes) for nodes in rows], device=x.device)
 
 # %% ../nbs/studies/listops_learning.ipynb #e7d3be03
-def _ways(operator, most):
+def _fillings(operator, most):
     "`ways[i][s]`: how many bracketings of the nodes from i on fill s open places"
     L = len(operator)
     ways = np.zeros((L + 1, L + most + 2))
@@ -73,7 +73,7 @@ def _ways(operator, most):
 def _bracketings(nodes, n, rng, most=10):
     "`n` of all ways to set the brackets, each equally likely, as a forest; an operator has 2 to `most` arguments"
     operator = nodes > 9
-    ways,places,n_args = _ways(operator, most),np.ones(n, int),np.zeros((n, len(nodes)), np.int32)
+    ways,places,n_args = _fillings(operator, most),np.ones(n, int),np.zeros((n, len(nodes)), np.int32)
     for i in range(len(nodes)):
         if operator[i]:
             chances = ways[i + 1][places[:, None] - 1 + np.arange(2, most + 1)].cumsum(1)

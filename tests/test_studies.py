@@ -10,7 +10,7 @@ import torch
 from ebt_toy import cli
 from ebt_toy.checking import STUDIED_MODELS, STUDIED_TASKS, checking_scores, checking_study
 from ebt_toy.ladder import count_values
-from ebt_toy.listops_learning import _bracketings, _data_shown, _leading, _likeliest, _listops_sets, _ways, listops_scores
+from ebt_toy.listops_learning import _bracketings, _data_shown, _leading, _likeliest, _listops_sets, _fillings, listops_scores
 from ebt_toy.protocol import DRAWS, PILOT, RATES, chosen_rate, lowest, paired_ratio, study_rows, study_runs
 from ebt_toy.store import export_rows, import_rows
 
@@ -79,7 +79,7 @@ def test_kept_rows_of_listops_are_whole():
     for rules in (by_set for r in rows for by_set in r['rules'].values()): assert rules['1 level exact'] > rules['majority class']
 
 def test_a_run_of_listops_scores_what_its_rows_have():
-    settings = dict(brackets='dropped', vec_size=4, size_train=64, size_test=20, seed=3, lr=1e-3, num_steps=2)
+    settings = dict(brackets='dropped', vec_size=10, size_train=64, size_test=20, seed=3, lr=1e-3, num_steps=2)
     [e],[f] = (listops_scores(settings | dict(model=m), [0]) for m in ('EBT', 'FFN'))
     row = {r['model']: r for r in import_rows(listops_kept)}
     for m,found in (('EBT', e), ('FFN', f)):
@@ -108,13 +108,13 @@ def test_bracketings_are_equally_likely(most):
 
 def test_ways_count_bracketings():
     operator = np.array([1, 0, 1, 0, 1, 0, 0, 0], bool)
-    rows = _ways(operator, 10)
+    rows = _fillings(operator, 10)
     for i in range(len(operator)):          # only ratios within a row count
         counts = np.array([len(all_bracketings(operator[i:], 10, places)) for places in range(1, len(operator) + 1)])
         assert rows[i, 0] == 0 and rows[i, 1:len(operator) + 1] == pytest.approx(counts/counts.max())
 
 def test_rules_without_brackets():
-    data,tests = _listops_sets(3, 4, 300, 40)
+    data,tests = _listops_sets(3, 10, 300, 20)
     counts,(x,y) = count_values(data.train_dataset),data.test_dataset.tensors
     shown = _data_shown(data, 'dropped')
     assert shown.train_dataset.tensors[0].shape[1] == shown.test_dataset.tensors[0].shape[1] == shown.input_dim < data.input_dim
