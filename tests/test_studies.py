@@ -96,7 +96,7 @@ def all_bracketings(operator, most, open=1):
         if (places[:-1] > 0).all() and places[-1] == 0: found.append(tuple(n_args))
     return found
 
-@pytest.mark.parametrize('most', [3, 10])
+@pytest.mark.parametrize('most', [4, 10])
 def test_bracketings_are_equally_likely(most):
     operator = np.array([1, 0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 0], bool)
     every,n = all_bracketings(operator, most),4000
