@@ -208,8 +208,8 @@ def train_recurrent(
 
 # %% ../nbs/methods/06_rivals.ipynb #fb4a2507
 train_fixed_point = partial(train_recurrent, n_optimization_steps=30, grad_steps=1, keep=0.)
-register_model('recurrent', train_recurrent, 'Recurrent')
-register_model('fixed_point', train_fixed_point, 'Fixed point');
+register_model('recurrent', train_recurrent, 'Recurrent', 10_000)
+register_model('fixed_point', train_fixed_point, 'Fixed point', 10_000);
 
 # %% ../nbs/methods/06_rivals.ipynb #6df1583b
 class Ensemble(Encoded):
@@ -330,7 +330,7 @@ def train_ensemble(
     def build(seed, reader, width): return Ensemble(width, *given, seed, reader, n_layers)
     return train_models(build, datasets, input_dim, output_dim, encoder, seed, seeds, **options)
 
-register_model('ensemble', train_ensemble, 'Ensemble');
+register_model('ensemble', train_ensemble, 'Ensemble', 50_000);
 
 # %% ../nbs/methods/06_rivals.ipynb #e6b08174
 def _clamped(w, low):
@@ -449,7 +449,7 @@ def train_arithmetic(
     def build(s, reader, width): return Arithmetic(width, output_dim, latent_dim, s, reader)
     return train_models(build, datasets, input_dim, output_dim, encoder, seed, seeds, **options)
 
-register_model('nau_nmu', train_arithmetic, 'NAU-NMU');
+register_model('nau_nmu', train_arithmetic, 'NAU-NMU', 10_000);
 
 # %% ../nbs/methods/06_rivals.ipynb #c0791720
 def model_costs(

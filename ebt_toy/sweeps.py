@@ -20,7 +20,7 @@ from .budget import count_updates
 from .core import check_count, check_known, progress_bar, seed_list
 from .history import format_number
 from .pools import end_processes, processes
-from .runner import chosen_models, default_config, full_config, run_main
+from .runner import chosen_models, default_config, full_config, recipe_updates, run_main
 from .store import as_json, index_settings, open_store, put_units, units_of
 from .style import COLORS, legend, new_axes
 from .training import DivergedError
@@ -88,6 +88,7 @@ def _full(point, name):
     config = full_config(name, given, run['task'])
     epochs = config.pop('num_epochs', None)       # another name for `num_steps`
     if epochs is not None: config['num_steps'] = count_updates(given.get('num_steps'), epochs, 1)
+    elif 'num_steps' in config and config['num_steps'] is None: config['num_steps'] = recipe_updates(name)
     return run | dict(task_options=run['task_options'] or {}, model_type=name) | config
 
 def full_settings(

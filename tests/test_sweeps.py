@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from fastcore.test import test_eq as eq
 
-from ebt_toy import store
+from ebt_toy import run_main, store
+from ebt_toy.runner import recipe_names
 from ebt_toy.store import export_rows, index_settings, open_store, put_units, read_store
 from ebt_toy.sweeps import (format_table, full_settings, group_id, plot_sweep, processes, sweep, sweep_points, sweep_summary,
                             sweep_table)
@@ -51,7 +52,7 @@ def ids(**given): return [group_id(s) for s in full_settings(given)]
 def test_identity():
     base = dict(task='add', model_type='ebt', vec_size=2)
     same = [dict(reversed(base.items())), base | dict(step_size=1.), base | dict(step_size=1), base | dict(size_train=10000),
-            base | dict(num_steps=None), base | dict(compile=False), base | dict(device='cpu'), base | dict(task_options={}),
+            base | dict(num_steps=None), base | dict(num_steps=10_000), base | dict(compile=False), base | dict(device='cpu'), base | dict(task_options={}),
             base | dict(ebt_config=dict(latent_dim=128)), base | dict(activation='relu', model_type=['ebt'])]
     for other in same: eq(ids(**other), ids(**base))
     differ = [{}, dict(vec_size=3), dict(seed=1), dict(step_size=1.5), dict(task='multiply'), dict(num_steps=10), dict(size_test=2),
@@ -59,6 +60,18 @@ def test_identity():
     assert len({ids(**base | d)[0] for d in differ}) == len(differ)
     eq(ids(**base, num_epochs=7), ids(**base, num_steps=7))
     with pytest.raises(ValueError, match='two names'): ids(**base, num_steps=7, num_epochs=7)
+
+@pytest.mark.parametrize('name', recipe_names())
+def test_the_default_number_of_updates_is_no_other_unit(name):
+    "A number that is left out, that is None, and that the training function then takes is one unit"
+    base = dict(task='add', model_type=name, vec_size=2)
+    [settings] = full_settings(base)
+    results = run_main(**base, size_train=64, size_val=8, size_test=8, num_steps=None, eval_every=1, latent_dim=4, compile=False,
+                       callback=lambda model, history: False, report=None, progress=False)
+    eq(settings['num_steps'], results[name]['history'].settings['num_steps'])
+    eq(ids(**base), ids(**base, num_steps=settings['num_steps']))
+    eq(ids(**base), ids(**base, num_epochs=settings['num_steps']))
+    eq(ids(**base | {f'{name}_config': dict(num_steps=None)}), ids(**base))
 
 def test_identity_has_the_version_and_the_function(monkeypatch):
     before = group_id(dict(a=1)),group_id(dict(a=1), trivial)
@@ -103,7 +116,6 @@ def test_refusals_with_a_function_of_ones_own():
 # Training
 
 def test_scores_are_those_of_run_main():
-    from ebt_toy import run_main
     rows = sweep(tiny | dict(model_type='both'), seeds=[3, 5])
     results = run_main(**tiny, seeds=[3, 5], report=None, progress=False)
     eq([(r['model_type'], r['model_seed']) for r in rows], [('ebt', 3), ('ebt', 5), ('ffn', 3), ('ffn', 5)])
