@@ -23,8 +23,10 @@ from .files import listops_command
 from .runner import Results, insist, recipe_names, run_main
 from .saving import prepare_saving, save_results
 from .serve import explore_command
+from .several_answers import several_answers_study
 from .sweeps import FAILED, format_table, processes, sweep, sweep_summary, sweep_table
 from .store import export_rows
+from .verify import verify_study
 
 # %% ../nbs/cli.ipynb #8cdd9d8a
 @contextmanager
@@ -316,7 +318,7 @@ def sweep_main(
     return run_command(sweep_command, 'ebt_toy sweep', argv, _sweep_code, rest=True)
 
 # %% ../nbs/cli.ipynb #11d97ff2
-STUDIES = dict(checking=checking_study)
+STUDIES = dict(checking=checking_study, several_answers=several_answers_study, verify=verify_study)
 
 def study_command(
     name:str,          # Of the study

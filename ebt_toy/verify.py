@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VERIFIED', 'VERIFIED_MODELS', 'STEPS_VERIFIED', 'Verified', 'energy_of_all', 'ends_of_all', 'verify_scores',
-           'verify_study', 'plot_verify']
+           'run_costs', 'verify_study', 'plot_verify']
 
-# %% ../nbs/studies/verify.ipynb #0fa9fe83
+# %% ../nbs/studies/verify.ipynb #c2802651
 from functools import partial
 from typing import Callable, NamedTuple
 
@@ -28,7 +28,7 @@ from .thinking import principal_slopes, starts_of
 from .training import baselines
 from .update import count_params
 
-# %% ../nbs/studies/verify.ipynb #2978a42f
+# %% ../nbs/studies/verify.ipynb #f7acbcc2
 class Verified(NamedTuple):
     """A task of the study, and what could be known about an answer
 
@@ -64,18 +64,17 @@ VERIFIED_MODELS = {
     'MLP energy': train_energy_model,
     'FFN': partial(train_feedforward, activation='silu')}
 
-# %% ../nbs/studies/verify.ipynb #5b95f37d
+# %% ../nbs/studies/verify.ipynb #66c65334
 def energy_of_all(
     models:list   # Trained `EBT`s of one kind
-) -> Callable:    # `(x, y) -> (models*b,)`, x `(models, b, d_x)` and y `(models*b, d_y)`: the first b rows are the first's
+) -> Callable:    # `(x, y) -> (models*b,)`, x `(models, b, d_x)`, y `(models*b, d_y)`; model by model
     """The energies of several models as one, for rows that belong to one model each
 
     Args:
         models: Trained `EBT`s of one kind
 
     Returns:
-        `(x, y) -> (models*b,)`, x `(models, b, d_x)` and y `(models*b, d_y)`: the first b rows are the
-            first's
+        `(x, y) -> (models*b,)`, x `(models, b, d_x)`, y `(models*b, d_y)`; model by model
     """
     weights,_ = stack_module_state([m.energy for m in models])
     weights = {k: w.detach() for k,w in weights.items()}
@@ -112,7 +111,7 @@ def ends_of_all(
                          models[0].step_size, steps)
     return {k: y.unflatten(1, (n, -1)) for k,y in found.items()}
 
-# %% ../nbs/studies/verify.ipynb #edf28169
+# %% ../nbs/studies/verify.ipynb #68a98535
 def _from_one(f, x, ends, step_size, n_steps, shake=0.1):
     "Signals of each model by itself, `(models, b)`, about the answers from its first start"
     y = ends[:, 0]
@@ -131,11 +130,11 @@ def _from_others(y):
     square = (y.pow(2).sum(0) - y.pow(2))/(n - 1)
     return dict(ensemble=(square - mean.pow(2)).clamp(min=0).sum(-1).sqrt(), apart=(y - mean).norm(dim=-1))
 
-# %% ../nbs/studies/verify.ipynb #292fbf87
+# %% ../nbs/studies/verify.ipynb #94a966d8
 STEPS_VERIFIED = 10,200
 
 def _measures(signals, error):
-    "How well signals `(b,)` predict the error: rank correlation, AUROC of the worst tenth; its median; MSE kept with nine tenths"
+    "How well signals `(b,)` predict the error: ranks, AUROC of the worst tenth, share of MSE in the nine tenths kept"
     wrong = np.zeros(len(error), bool)
     wrong[np.argsort(error, kind='stable')[-(len(error)//10):]] = True
     def of(d):
@@ -155,7 +154,7 @@ def _errors(task, p, y):
     right = nearest_root(p, y.expand_as(p)) if task == 'roots' else y
     return (p - right).pow(2).mean(-1).nan_to_num(torch.inf, posinf=torch.inf)
 
-# %% ../nbs/studies/verify.ipynb #c90d47ee
+# %% ../nbs/studies/verify.ipynb #3a42eef6
 def _scores_at(task, x, y, signals, answers, ends=None, energies=None):
     "Per model: all measures, on questions in distribution (the first half of the rows) and on harder ones"
     known = VERIFIED[task]
@@ -163,9 +162,10 @@ def _scores_at(task, x, y, signals, answers, ends=None, energies=None):
     gone,error,n = ~answers.isfinite().all(-1),_errors(task, answers, y),len(x)//2
     signals = {k: d.masked_fill(gone | d.isnan(), torch.inf).cpu().numpy() for k,d in signals.items()}
     def one(i, part):
-        e = error[i, part]
-        found = dict(mse=e.mean().item()) | _measures({k: d[i, part] for k,d in signals.items()}, e.sqrt().cpu().numpy())
-        return found if ends is None else found | _best_of_starts(_errors(task, ends[i, :, part], y[part]), energies[i, :, part])
+        e,own = error[i, part],{k: d[i, part] for k,d in signals.items()}
+        found = dict(mse=e.mean().item()) | _measures(own, e.sqrt().cpu().numpy())
+        if ends is None: return found
+        return found | _best_of_starts(_errors(task, ends[i, :, part], y[part]), energies[i, :, part])
     parts = dict(id=slice(n), harder=slice(n, None))
     return [{f'{k}_{at}': v for at,part in parts.items() for k,v in one(i, part).items()} for i in range(len(answers))]
 
@@ -184,7 +184,7 @@ def _verified(task, models, x, y):
             own |= {f'{name}_{k}': v for name,v in more.items()}
     return found
 
-# %% ../nbs/studies/verify.ipynb #083badd0
+# %% ../nbs/studies/verify.ipynb #4d9b3700
 def verify_scores(
     settings:dict,  # task, model, seed (of the data), lr, num_steps, latent_dim, questions (per set); perhaps step_size
     seeds:list      # Of the model; from three on each is scored beside the others
@@ -205,13 +205,22 @@ def verify_scores(
     given = {k: settings[k] for k in ('latent_dim', 'lr', 'num_steps', 'step_size') if k in settings}
     train = partial(VERIFIED_MODELS[settings['model']], schedule='cosine', clip=1., batch_size=64, report=None)
     models = train(*data, **given, scoring=get_task(task).scoring, seeds=seeds, progress=False)
-    if len(models := models if isinstance(models, list) else [models]) < 3: return list(map(_costs, models))
+    if len(models := models if isinstance(models, list) else [models]) < 3: return list(map(run_costs, models))
     x,y = (torch.cat(t) for t in zip(data.val_dataset.tensors, data.test_dataset.tensors))
     simple = _simple_errors(task, data)
-    return [_costs(m) | simple | s for m,s in zip(models, _verified(task, models, x, y))]
+    return [run_costs(m) | simple | s for m,s in zip(models, _verified(task, models, x, y))]
 
-def _costs(model):
-    "Validation loss, and what a model costs"
+def run_costs(
+    model   # Trained, with `history` and `test_dataset`
+) -> dict:  # `val`, `n_params`, `training_flops`, `flops` or `flops_10` and `flops_200`
+    """Validation loss, and what a model costs
+
+    Args:
+        model: Trained, with `history` and `test_dataset`
+
+    Returns:
+        `val`, `n_params`, `training_flops`, `flops` or `flops_10` and `flops_200`
+    """
     h = model.history
     return dict(val=h['val_loss'][-1].item(), n_params=count_params(model),
                 training_flops=h.settings['update_flops']*int(h['step'][-1])) \
@@ -223,7 +232,7 @@ def _simple_errors(task, data):
     sets = dict(id=data.val_dataset, harder=data.test_dataset)
     return {f'simple_{k}': min(rules(data._replace(test_dataset=ds)).values()) for k,ds in sets.items()}
 
-# %% ../nbs/studies/verify.ipynb #ead848da
+# %% ../nbs/studies/verify.ipynb #222516a4
 def verify_study(
     tasks=tuple(VERIFIED),   # Keys of `VERIFIED`
     num_steps:int=3000,      # Updates
@@ -246,10 +255,19 @@ def verify_study(
         return dict(task=task, model=model, latent_dim=128, num_steps=num_steps, questions=questions) | own
     return study_rows(verify_scores, [cell(t, m) for t in tasks for m in VERIFIED_MODELS], **options)
 
-# %% ../nbs/studies/verify.ipynb #d29a3572
+# %% ../nbs/studies/verify.ipynb #f036a97a
 _SIGNALS = 'energy','slope','newton','flatness','spread','shaken','ensemble','apart','check','difficulty'
 _MARKS = {'bowl energy': 'o', 'Cauchy energy': 's', 'MLP energy': 'v'}
 
+def _mark_signals(ax, runs, names, offset, look):
+    "Median and range of each signal of one model, below each other"
+    for i,name in enumerate(names):
+        if name not in runs[0]: continue
+        v = column(runs, name)
+        ax.hlines(i + offset, v.min(), v.max(), color=look['color'], lw=0.8)
+        ax.plot(np.median(v), i + offset, **look)
+
+# %% ../nbs/studies/verify.ipynb #379d4a14
 def plot_verify(
     rows:list,            # Of the study
     steps:int=200,        # Inner steps of the energies: 10 or 200
@@ -269,17 +287,12 @@ def plot_verify(
     """
     tasks = [t for t in VERIFIED if study_runs(rows, task=t)]
     axs = np.atleast_1d(new_axes(len(tasks), (1.6 + 2.2*len(tasks), 3.2), sharey=True))
-    def mark(ax, i, j, runs, name, **look):
-        v = column(runs, name)
-        ax.hlines(i + 0.2*(j - 1.5), v.min(), v.max(), color=look['color'], lw=0.8)
-        ax.plot(np.median(v), i + 0.2*(j - 1.5), **look)
     color = COLORS['test' if at == 'harder' else 'val']
     for ax,task in zip(axs, tasks):
         for j,model in enumerate(VERIFIED_MODELS):
-            look,end = (dict(FFN), '') if model == 'FFN' else (dict(color=color, marker=_MARKS[model], ms=3.5, ls='none'), f'_{steps}')
-            runs = study_runs(rows, task=task, model=model)
-            for i,s in enumerate(_SIGNALS):
-                if f'{s}_{measure}_{at}{end}' in runs[0]: mark(ax, i, j, runs, f'{s}_{measure}_{at}{end}', **look)
+            look = FFN | dict(ms=3.5) if model == 'FFN' else dict(color=color, marker=_MARKS[model], ms=3.5, ls='none')
+            names = [f'{s}_{measure}_{at}' + f'_{steps}'*(model != 'FFN') for s in _SIGNALS]
+            _mark_signals(ax, study_runs(rows, task=task, model=model), names, 0.2*(j - 1.5), look)
             ax.plot([], label=model, **look)
         ax.axvline(0.5 if measure == 'auroc' else 0, color='k', lw=0.6, ls=':')
         ax.axhline(7.5, color='0.7', lw=0.6)
