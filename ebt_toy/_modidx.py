@@ -852,6 +852,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'ebt_toy.several.right_roots': ('methods/several.html#right_roots', 'ebt_toy/several.py')},
             'ebt_toy.several_answers': { 'ebt_toy.several_answers.SeveralRight': ( 'studies/several_answers.html#severalright',
                                                                                    'ebt_toy/several_answers.py'),
+                                         'ebt_toy.several_answers._all_boards': ( 'studies/several_answers.html#_all_boards',
+                                                                                  'ebt_toy/several_answers.py'),
                                          'ebt_toy.several_answers._board': ( 'studies/several_answers.html#_board',
                                                                              'ebt_toy/several_answers.py'),
                                          'ebt_toy.several_answers._by_mse': ( 'studies/several_answers.html#_by_mse',

@@ -6,7 +6,7 @@
 __all__ = ['SEVERAL_RIGHT', 'SEVERAL_MODELS', 'queens_boards', 'queens_data', 'nearest_board', 'right_boards', 'SeveralRight',
            'distinct', 'several_answers_scores', 'several_answers_study', 'plot_coverage']
 
-# %% ../nbs/studies/several_answers.ipynb #4f9762ac
+# %% ../nbs/studies/several_answers.ipynb #0f430d5f
 import functools, itertools
 from functools import partial
 from typing import Callable, NamedTuple
@@ -29,25 +29,29 @@ from .style import COLORS, FFN, legend, new_axes
 from .training import baselines
 from .verify import STEPS_VERIFIED, ends_of_all, run_costs
 
-# %% ../nbs/studies/several_answers.ipynb #d87648a5
+# %% ../nbs/studies/several_answers.ipynb #b28beba0
 @functools.cache
+def _all_boards(n, kind):
+    "Boards on the CPU or on the GPU"
+    boards = F.one_hot(torch.tensor(list(itertools.permutations(range(n)))), n).flatten(1).float()
+    return boards[valid_queens(boards)].to(kind)
+
 def queens_boards(
     n:int,           # Rows of the board
-    device='cpu'     # Where to put them
+    device='cpu'     # Where they are
 ) -> Tensor:         # `(m, n²)`, 0 or 1
     """All ways to place n queens, by trying all permutations
 
     Args:
         n: Rows of the board
-        device: Where to put them
+        device: Where they are
 
     Returns:
         `(m, n²)`, 0 or 1
     """
-    boards = F.one_hot(torch.tensor(list(itertools.permutations(range(n)))), n).flatten(1).float()
-    return boards[valid_queens(boards)].to(device)
+    return _all_boards(n, torch.device(device).type)
 
-# %% ../nbs/studies/several_answers.ipynb #2a33b8ac
+# %% ../nbs/studies/several_answers.ipynb #e451fc2f
 def _pairs_shown(n):
     "All questions that show two queens of a solution, with that solution, and whether the pair is kept for the test"
     boards,pairs = queens_boards(n),torch.tensor(list(itertools.combinations(range(n), 2)))
@@ -80,10 +84,11 @@ def queens_data(
         some = (unseen == hard).nonzero()[:, 0]
         i = some[torch.randint(len(some), (size,), generator=generator(seed, 'pairs', part))]
         return TensorDataset(x[i].to(device), (x + y)[i].to(device))
+    queens_boards(n, device)                # there before a loss that is being compiled looks for them
     return SyntheticData(split('train', 10_000, False), split('val', size_test, False), split('test', size_test, True),
                          n*n, n*n)
 
-# %% ../nbs/studies/several_answers.ipynb #fbe23f88
+# %% ../nbs/studies/several_answers.ipynb #f7513151
 def nearest_board(
     p:Tensor,   # Predictions, `(..., n²)`
     y:Tensor    # Targets of `queens_data`, of the same shape
@@ -121,7 +126,7 @@ def _by_mse(loss): return Scoring(loss, loss, 'MSE', False)
 def _plain_board_loss(p, y): return F.mse_loss(p, y.clamp(max=1))
 def _nearest_board_loss(p, y): return F.mse_loss(p, nearest_board(p.detach(), y))
 
-# %% ../nbs/studies/several_answers.ipynb #b97813f1
+# %% ../nbs/studies/several_answers.ipynb #335df188
 class SeveralRight(NamedTuple):
     """A task of the study
 
@@ -147,7 +152,7 @@ def _made(task, vec_size, seed, n):
     return create_synthetic_data(task, vec_size=vec_size, seed=seed, size_val=n, size_test=n, device=None)
 
 
-# %% ../nbs/studies/several_answers.ipynb #c272d856
+# %% ../nbs/studies/several_answers.ipynb #d34e4060
 def _board(y): return F.one_hot(choices(y, int(y.shape[-1]**0.5)), int(y.shape[-1]**0.5)).flatten(-2).float()
 def _completions(x, starts):
     return (x @ queens_boards(int(x.shape[-1]**0.5), x.device).T == x.sum(1, keepdim=True)).sum(1).float()
@@ -176,7 +181,7 @@ def _points_there(x, starts):
     return distinct(on, torch.ones(on.shape[:2], dtype=torch.bool, device=x.device)).float()
 
 
-# %% ../nbs/studies/several_answers.ipynb #dced4720
+# %% ../nbs/studies/several_answers.ipynb #fb1091bd
 SEVERAL_RIGHT = dict(
     roots=SeveralRight(partial(_made, 'roots', 2), nearest_root, right_roots,
                        dict(nearest=get_task('roots').scoring, mean=regression), lambda y: y,
@@ -188,7 +193,7 @@ SEVERAL_RIGHT = dict(
                         dict(nearest=_by_mse(_nearest_board_loss), mean=_by_mse(_plain_board_loss)),
                         _board, _completions, partial(baselines, scoring=_by_mse(_nearest_board_loss))))
 
-# %% ../nbs/studies/several_answers.ipynb #434543d9
+# %% ../nbs/studies/several_answers.ipynb #b07bdaae
 SEVERAL_MODELS = {
     'FFN': partial(train_feedforward, activation='silu'),
     'bowl energy': partial(train_energy_model, energy='bowl'),
@@ -209,7 +214,7 @@ def _coverage(own, x, ends, there):
     return dict(found=found.mean().item(), coverage=(found/there).mean().item(),
                 right_starts=right.float().mean().item(), any_right=right.any(0).float().mean().item())
 
-# %% ../nbs/studies/several_answers.ipynb #50c8f4b0
+# %% ../nbs/studies/several_answers.ipynb #487c9dbd
 @torch.no_grad()
 def _scores_on(own, models, x, y, n_starts=64):
     "Scores of several models of one kind on one set"
@@ -249,7 +254,7 @@ def several_answers_scores(
     return [run_costs(m) | simple | {f'{at}_{k}': v for at in parts for k,v in scores[at][i].items()}
             for i,m in enumerate(models)]
 
-# %% ../nbs/studies/several_answers.ipynb #c70eb6bc
+# %% ../nbs/studies/several_answers.ipynb #88b9a334
 def _simple_answers(own, data, dataset):
     "The least error of simple rules, and how many answers to the most similar training question are right"
     data = data._replace(test_dataset=dataset)
@@ -283,7 +288,7 @@ def several_answers_study(
     kinds = dict.fromkeys(tasks, _KINDS) | ({'queens': _ON_BOARDS} if 'queens' in tasks else {})
     return study_rows(several_answers_scores, [cell(t, *kind) for t in tasks for kind in kinds[t]], **options)
 
-# %% ../nbs/studies/several_answers.ipynb #bd49c331
+# %% ../nbs/studies/several_answers.ipynb #2c3fb0a8
 _KIND_LOOKS = {'FFN': dict(FFN), 'bowl energy': dict(marker='o'), 'Cauchy energy': dict(marker='s'),
                'residual energy': dict(marker='^'), 'MLP energy': dict(marker='v')}
 

@@ -12,10 +12,10 @@ from ebt_toy.data import create_synthetic_data
 from ebt_toy.ebt import train_energy_model
 from ebt_toy.models import predict
 from ebt_toy.protocol import DRAWS, PILOT, RATES, chosen_rate, lowest, paired_ratio, study_rows, study_runs
-from ebt_toy.several_answers import distinct, nearest_board, queens_boards, right_boards
+from ebt_toy.several_answers import distinct, nearest_board, queens_boards, right_boards, several_answers_scores
 from ebt_toy.store import export_rows, import_rows
 from ebt_toy.thinking import best_of
-from ebt_toy.verify import ends_of_all
+from ebt_toy.verify import ends_of_all, verify_scores
 
 kept = Path(__file__).parents[1]/'nbs'/'studies'/'checking.csv'
 
@@ -101,3 +101,15 @@ def test_nearest_boards_and_counts():
     assert distinct(y, torch.ones(5, 1, dtype=torch.bool)).tolist() == [3]
     assert distinct(y, torch.tensor([0, 1, 0, 1, 1], dtype=torch.bool)[:, None]).tolist() == [3]
     assert distinct(y, torch.tensor([1, 1, 0, 0, 0], dtype=torch.bool)[:, None]).tolist() == [1]
+
+@pytest.mark.parametrize('name,scores,cell,exact,near', [
+    ('verify', verify_scores, dict(task='solve', model='FFN'), ('mse_id', 'mse_harder'), ('apart_auroc_harder', 'check_rank_id')),
+    ('several_answers', several_answers_scores, dict(task='roots', model='FFN', loss='nearest'), ('id_mse', 'harder_mse'), ('id_solved',))])
+def test_a_group_of_networks_gives_what_its_rows_say(name, scores, cell, exact, near):
+    rows = study_runs(import_rows(kept.with_name(f'{name}.csv')), **cell)
+    first = [r for r in rows if r['seed'] == rows[0]['seed']]
+    settings = {k: first[0][k] for k in (*cell, 'seed', 'lr', 'num_steps', 'latent_dim', 'questions')}
+    for row,found in zip(first, scores(settings, [r['model_seed'] for r in first])):
+        for k in exact: assert found[k] == pytest.approx(row[k], rel=0.05)     # another processor rounds otherwise
+        for k in near: assert found[k] == pytest.approx(row[k], abs=0.05)
+        assert (found['n_params'], found['training_flops'], found['flops']) == (row['n_params'], row['training_flops'], row['flops'])
