@@ -6,7 +6,7 @@
 __all__ = ['VERIFIED', 'VERIFIED_MODELS', 'STEPS_VERIFIED', 'Verified', 'energy_of_all', 'ends_of_all', 'verify_scores',
            'run_costs', 'verify_study', 'plot_verify']
 
-# %% ../nbs/studies/verify.ipynb #c2802651
+# %% ../nbs/studies/verify.ipynb #f20dad0e
 from functools import partial
 from typing import Callable, NamedTuple
 
@@ -28,7 +28,7 @@ from .thinking import principal_slopes, starts_of
 from .training import baselines
 from .update import count_params
 
-# %% ../nbs/studies/verify.ipynb #f7acbcc2
+# %% ../nbs/studies/verify.ipynb #2a013bac
 class Verified(NamedTuple):
     """A task of the study, and what could be known about an answer
 
@@ -41,13 +41,13 @@ class Verified(NamedTuple):
     check: Callable        # `(x, y) -> (b,)`: by how much an answer fails the task's own check
     difficulty: Callable   # `x -> (b,)`: larger is harder
 
-def _parts(x):
+def _system_parts(x):
     "Matrix and right-hand side of linear systems"
     d = int(x.shape[-1]**0.5)
     return x[..., :d*d].unflatten(-1, (d, d)),x[..., d*d:]
 
 def _system_misfit(x, y):
-    A,b = _parts(x)
+    A,b = _system_parts(x)
     return ((A @ y[..., None])[..., 0] - b).norm(dim=-1)
 
 def _quotient_misfit(x, y):
@@ -56,7 +56,7 @@ def _quotient_misfit(x, y):
 
 VERIFIED = dict(
     divide=Verified(2, _quotient_misfit, lambda x: 1/x[:, 2:].abs().amin(1)),
-    solve=Verified(2, _system_misfit, lambda x: 1/torch.linalg.svdvals(_parts(x)[0])[:, -1]),
+    solve=Verified(2, _system_misfit, lambda x: 1/torch.linalg.svdvals(_system_parts(x)[0])[:, -1]),
     roots=Verified(2, lambda x, y: (y*y - x).norm(dim=-1), lambda x: 1/x.amin(1)))
 VERIFIED_MODELS = {
     'bowl energy': partial(train_energy_model, energy='bowl'),
@@ -64,7 +64,7 @@ VERIFIED_MODELS = {
     'MLP energy': train_energy_model,
     'FFN': partial(train_feedforward, activation='silu')}
 
-# %% ../nbs/studies/verify.ipynb #66c65334
+# %% ../nbs/studies/verify.ipynb #d97f116a
 def energy_of_all(
     models:list   # Trained `EBT`s of one kind
 ) -> Callable:    # `(x, y) -> (models*b,)`, x `(models, b, d_x)`, y `(models*b, d_y)`; model by model
@@ -111,7 +111,7 @@ def ends_of_all(
                          models[0].step_size, steps)
     return {k: y.unflatten(1, (n, -1)) for k,y in found.items()}
 
-# %% ../nbs/studies/verify.ipynb #68a98535
+# %% ../nbs/studies/verify.ipynb #a6ffc964
 def _from_one(f, x, ends, step_size, n_steps, shake=0.1):
     "Signals of each model by itself, `(models, b)`, about the answers from its first start"
     y = ends[:, 0]
@@ -130,7 +130,7 @@ def _from_others(y):
     square = (y.pow(2).sum(0) - y.pow(2))/(n - 1)
     return dict(ensemble=(square - mean.pow(2)).clamp(min=0).sum(-1).sqrt(), apart=(y - mean).norm(dim=-1))
 
-# %% ../nbs/studies/verify.ipynb #94a966d8
+# %% ../nbs/studies/verify.ipynb #a7dfb611
 STEPS_VERIFIED = 10,200
 
 def _measures(signals, error):
@@ -154,7 +154,7 @@ def _errors(task, p, y):
     right = nearest_root(p, y.expand_as(p)) if task == 'roots' else y
     return (p - right).pow(2).mean(-1).nan_to_num(torch.inf, posinf=torch.inf)
 
-# %% ../nbs/studies/verify.ipynb #3a42eef6
+# %% ../nbs/studies/verify.ipynb #a2d69c03
 def _scores_at(task, x, y, signals, answers, ends=None, energies=None):
     "Per model: all measures, on questions in distribution (the first half of the rows) and on harder ones"
     known = VERIFIED[task]
@@ -184,7 +184,7 @@ def _verified(task, models, x, y):
             own |= {f'{name}_{k}': v for name,v in more.items()}
     return found
 
-# %% ../nbs/studies/verify.ipynb #4d9b3700
+# %% ../nbs/studies/verify.ipynb #dd8f4746
 def verify_scores(
     settings:dict,  # task, model, seed (of the data), lr, num_steps, latent_dim, questions (per set); perhaps step_size
     seeds:list      # Of the model; from three on each is scored beside the others
@@ -232,7 +232,7 @@ def _simple_errors(task, data):
     sets = dict(id=data.val_dataset, harder=data.test_dataset)
     return {f'simple_{k}': min(rules(data._replace(test_dataset=ds)).values()) for k,ds in sets.items()}
 
-# %% ../nbs/studies/verify.ipynb #222516a4
+# %% ../nbs/studies/verify.ipynb #892fbf68
 def verify_study(
     tasks=tuple(VERIFIED),   # Keys of `VERIFIED`
     num_steps:int=3000,      # Updates
@@ -255,7 +255,7 @@ def verify_study(
         return dict(task=task, model=model, latent_dim=128, num_steps=num_steps, questions=questions) | own
     return study_rows(verify_scores, [cell(t, m) for t in tasks for m in VERIFIED_MODELS], **options)
 
-# %% ../nbs/studies/verify.ipynb #f036a97a
+# %% ../nbs/studies/verify.ipynb #204c84ed
 _SIGNALS = 'energy','slope','newton','flatness','spread','shaken','ensemble','apart','check','difficulty'
 _MARKS = {'bowl energy': 'o', 'Cauchy energy': 's', 'MLP energy': 'v'}
 
@@ -267,7 +267,7 @@ def _mark_signals(ax, runs, names, offset, look):
         ax.hlines(i + offset, v.min(), v.max(), color=look['color'], lw=0.8)
         ax.plot(np.median(v), i + offset, **look)
 
-# %% ../nbs/studies/verify.ipynb #379d4a14
+# %% ../nbs/studies/verify.ipynb #db13ce05
 def plot_verify(
     rows:list,            # Of the study
     steps:int=200,        # Inner steps of the energies: 10 or 200

@@ -12,7 +12,7 @@ from ebt_toy.data import create_synthetic_data
 from ebt_toy.ebt import train_energy_model
 from ebt_toy.models import predict
 from ebt_toy.protocol import DRAWS, PILOT, RATES, chosen_rate, lowest, paired_ratio, study_rows, study_runs
-from ebt_toy.several_answers import distinct, nearest_board, queens_boards, right_boards, several_answers_scores
+from ebt_toy.several_answers import distinct_answers, nearest_board, queens_boards, right_boards, several_answers_scores
 from ebt_toy.store import export_rows, import_rows
 from ebt_toy.thinking import best_of
 from ebt_toy.verify import ends_of_all, verify_scores
@@ -98,9 +98,9 @@ def test_nearest_boards_and_counts():
         assert torch.equal(nearest_board((p)[None], (b + s)[None])[0], want)
         assert right_boards(s[None], b[None]).item() and not right_boards(1 - b[None], b[None]).item()
     y = torch.tensor([0., 0.05, 1., 1.02, 3.])[:, None, None]
-    assert distinct(y, torch.ones(5, 1, dtype=torch.bool)).tolist() == [3]
-    assert distinct(y, torch.tensor([0, 1, 0, 1, 1], dtype=torch.bool)[:, None]).tolist() == [3]
-    assert distinct(y, torch.tensor([1, 1, 0, 0, 0], dtype=torch.bool)[:, None]).tolist() == [1]
+    assert distinct_answers(y, torch.ones(5, 1, dtype=torch.bool)).tolist() == [3]
+    assert distinct_answers(y, torch.tensor([0, 1, 0, 1, 1], dtype=torch.bool)[:, None]).tolist() == [3]
+    assert distinct_answers(y, torch.tensor([1, 1, 0, 0, 0], dtype=torch.bool)[:, None]).tolist() == [1]
 
 @pytest.mark.parametrize('name,scores,cell,exact,near', [
     ('verify', verify_scores, dict(task='solve', model='FFN'), ('mse_id', 'mse_harder'), ('apart_auroc_harder', 'check_rank_id')),
