@@ -6,7 +6,7 @@
 __all__ = ['SEVERAL_RIGHT', 'SEVERAL_MODELS', 'queens_boards', 'queens_data', 'nearest_board', 'right_boards', 'SeveralRight',
            'distinct_answers', 'several_answers_scores', 'several_answers_study', 'plot_coverage']
 
-# %% ../nbs/studies/several_answers.ipynb #dbfff674
+# %% ../nbs/studies/several_answers.ipynb #75ec0edb
 import functools, itertools
 from functools import partial
 from typing import Callable, NamedTuple
@@ -29,7 +29,7 @@ from .style import COLORS, FFN, legend, new_axes
 from .training import baselines
 from .verify import STEPS_VERIFIED, ends_of_all, run_costs
 
-# %% ../nbs/studies/several_answers.ipynb #24efbff8
+# %% ../nbs/studies/several_answers.ipynb #6e512b33
 @functools.cache
 def _all_boards(n, kind):
     "Boards on the CPU or on the GPU"
@@ -51,7 +51,7 @@ def queens_boards(
     """
     return _all_boards(n, torch.device(device).type)
 
-# %% ../nbs/studies/several_answers.ipynb #858d149e
+# %% ../nbs/studies/several_answers.ipynb #348ff29a
 def _pairs_shown(n):
     "All questions that show two queens of a solution, with that solution, and whether the pair is kept for the test"
     boards,pairs = queens_boards(n),torch.tensor(list(itertools.combinations(range(n), 2)))
@@ -88,7 +88,7 @@ def queens_data(
     return SyntheticData(split('train', 10_000, False), split('val', size_test, False), split('test', size_test, True),
                          n*n, n*n)
 
-# %% ../nbs/studies/several_answers.ipynb #dc945b25
+# %% ../nbs/studies/several_answers.ipynb #9d3c2d07
 def nearest_board(
     p:Tensor,   # Predictions, `(..., n²)`
     y:Tensor    # Targets of `queens_data`, of the same shape
@@ -126,7 +126,7 @@ def _by_mse(loss): return Scoring(loss, loss, 'MSE', False)
 def _plain_board_loss(p, y): return F.mse_loss(p, y.clamp(max=1))
 def _nearest_board_loss(p, y): return F.mse_loss(p, nearest_board(p.detach(), y))
 
-# %% ../nbs/studies/several_answers.ipynb #38e50768
+# %% ../nbs/studies/several_answers.ipynb #fde8be50
 class SeveralRight(NamedTuple):
     """A task of the study
 
@@ -152,7 +152,7 @@ def _made(task, vec_size, seed, n):
     return create_synthetic_data(task, vec_size=vec_size, seed=seed, size_val=n, size_test=n, device=None)
 
 
-# %% ../nbs/studies/several_answers.ipynb #98770ce0
+# %% ../nbs/studies/several_answers.ipynb #4ffb3a3c
 def _board(y): return F.one_hot(choices(y, int(y.shape[-1]**0.5)), int(y.shape[-1]**0.5)).flatten(-2).float()
 def _completions(x, starts):
     return (x @ queens_boards(int(x.shape[-1]**0.5), x.device).T == x.sum(1, keepdim=True)).sum(1).float()
@@ -181,7 +181,7 @@ def _points_there(x, starts):
     return distinct_answers(on, torch.ones(on.shape[:2], dtype=torch.bool, device=x.device)).float()
 
 
-# %% ../nbs/studies/several_answers.ipynb #00dfd9a8
+# %% ../nbs/studies/several_answers.ipynb #b3edc8ea
 SEVERAL_RIGHT = dict(
     roots=SeveralRight(partial(_made, 'roots', 2), nearest_root, right_roots,
                        dict(nearest=get_task('roots').scoring, mean=regression), lambda y: y,
@@ -193,7 +193,7 @@ SEVERAL_RIGHT = dict(
                         dict(nearest=_by_mse(_nearest_board_loss), mean=_by_mse(_plain_board_loss)),
                         _board, _completions, partial(baselines, scoring=_by_mse(_nearest_board_loss))))
 
-# %% ../nbs/studies/several_answers.ipynb #66239efa
+# %% ../nbs/studies/several_answers.ipynb #f064c404
 SEVERAL_MODELS = {
     'FFN': partial(train_feedforward, activation='silu'),
     'bowl energy': partial(train_energy_model, energy='bowl'),
@@ -214,7 +214,7 @@ def _coverage(own, x, ends, there):
     return dict(found=found.mean().item(), coverage=(found/there).mean().item(),
                 right_starts=right.float().mean().item(), any_right=right.any(0).float().mean().item())
 
-# %% ../nbs/studies/several_answers.ipynb #cba557ec
+# %% ../nbs/studies/several_answers.ipynb #343cf1b1
 @torch.no_grad()
 def _scores_on(own, models, x, y, n_starts=64):
     "Scores of several models of one kind on one set"
@@ -254,12 +254,13 @@ def several_answers_scores(
     return [run_costs(m) | simple | {f'{at}_{k}': v for at in parts for k,v in scores[at][i].items()}
             for i,m in enumerate(models)]
 
-# %% ../nbs/studies/several_answers.ipynb #06369c7d
+# %% ../nbs/studies/several_answers.ipynb #875d7c45
 def _simple_answers(own, data, dataset):
-    "The least error of simple rules, and how many answers to the most similar training question are right"
+    "The least error of simple rules, that of the mean, and how often the most similar training question's answer is right"
     data = data._replace(test_dataset=dataset)
     right = own.right(dataset.tensors[0], recalled(data))
-    return dict(mse=min(own.rules(data).values()), solved=right.float().mean().item())
+    rules = own.rules(data)
+    return dict(mse=min(rules.values()), mean=rules['training mean'], solved=right.float().mean().item())
 
 _KINDS = [(m, 'nearest') for m in SEVERAL_MODELS] + [('FFN', 'mean'), ('Cauchy energy', 'mean')]
 _ON_BOARDS = [('FFN', 'mean'), *((m, 'nearest') for m in SEVERAL_MODELS if m != 'residual energy')]
@@ -288,7 +289,7 @@ def several_answers_study(
     kinds = dict.fromkeys(tasks, _KINDS) | ({'queens': _ON_BOARDS} if 'queens' in tasks else {})
     return study_rows(several_answers_scores, [cell(t, *kind) for t in tasks for kind in kinds[t]], **options)
 
-# %% ../nbs/studies/several_answers.ipynb #6c5ff7f8
+# %% ../nbs/studies/several_answers.ipynb #d5fd8c21
 _KIND_LOOKS = {'FFN': dict(FFN), 'bowl energy': dict(marker='o'), 'Cauchy energy': dict(marker='s'),
                'residual energy': dict(marker='^'), 'MLP energy': dict(marker='v')}
 
