@@ -256,7 +256,7 @@ def several_answers_scores(
 
 # %% ../nbs/studies/several_answers.ipynb #875d7c45
 def _simple_answers(own, data, dataset):
-    "The least error of simple rules, that of the mean, and how often the most similar training question's answer is right"
+    "The least error of simple rules, that of the mean, and how often the answer to the most similar question is right"
     data = data._replace(test_dataset=dataset)
     right = own.right(dataset.tensors[0], recalled(data))
     rules = own.rules(data)
