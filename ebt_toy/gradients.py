@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WAYS', 'weight_gradient', 'gradients_scores', 'gradients_study']
 
-# %% ../nbs/studies/gradients.ipynb #057ba7cc
+# %% ../nbs/studies/gradients.ipynb #0092562c
 from copy import deepcopy
 from functools import partial
 
@@ -17,7 +17,7 @@ from .ebt import EBT, train_energy_model
 from .protocol import study_rows
 from .recipe import error_scores, recipe_data, training_scores
 
-# %% ../nbs/studies/gradients.ipynb #e86e3b96
+# %% ../nbs/studies/gradients.ipynb #dac85e2b
 WAYS = {'last step': 1, 'last 2 steps': 2, 'last 5 steps': 5, 'all steps': 'all', 'implicit': 'implicit'}
 _MOMENTS = (0, 10, 50, 100)              # percent of a training, when gradients are compared
 _STUDIED = dict(add=dict(vec_size=4, energy='mlp'), divide=dict(vec_size=2, energy='bowl'),
@@ -51,27 +51,29 @@ def weight_gradient(
     found = torch.autograd.grad(loss, [*energy.parameters()], allow_unused=True, materialize_grads=True)
     return torch.cat([g.flatten() for g in found])
 
-# %% ../nbs/studies/gradients.ipynb #e2b18274
+# %% ../nbs/studies/gradients.ipynb #5d36a161
 def _compared(model, dataset, n=256):
     "Cosine with the full gradient, and length relative to it, of each other way, in double precision"
     x,y = (t[:n].double() for t in dataset.tensors)
     y0 = torch.randn(y.shape, generator=generator(3, device=y.device), device=y.device, dtype=y.dtype)
     energy,K = deepcopy(model.energy).double(),model.n_optimization_steps
-    gs = {w: weight_gradient(energy, x, y, y0, g, K, model.step_size) for w,g in WAYS.items() if g in ('all', 'implicit') or g <= K}
+    ways = {w: g for w,g in WAYS.items() if isinstance(g, str) or g <= K}
+    gs = {w: weight_gradient(energy, x, y, y0, g, K, model.step_size) for w,g in ways.items()}
     full = gs.pop('all steps')
     cosines = {f'cosine, {w}': F.cosine_similarity(g, full, dim=0).item() for w,g in gs.items()}
     return cosines | {f'length, {w}': (g.norm()/full.norm()).item() for w,g in gs.items()}
 
 class _Compares:
     "A callback that compares the gradients of all models at the moments of a training"
-    def __init__(self, dataset, num_steps, n): self.dataset,self.num_steps,self.found = dataset,num_steps,[{} for _ in range(n)]
+    def __init__(self, dataset, num_steps, n):
+        self.dataset,self.num_steps,self.found = dataset,num_steps,[{} for _ in range(n)]
     def __call__(self, models, history):
         at = 100*int(history['step'][-1])/self.num_steps
         if at not in _MOMENTS: return
         for model,found in zip(models if isinstance(models, list) else [models], self.found):
             found |= {f'{k}, {at:g} %': v for k,v in _compared(model, self.dataset).items()}
 
-# %% ../nbs/studies/gradients.ipynb #bf6bfc81
+# %% ../nbs/studies/gradients.ipynb #3ff059dc
 def gradients_scores(
     settings:dict,  # task, vec_size, energy, way, n_steps, step_size, seed (of the data), lr, num_steps
     seeds:list      # Of the model
@@ -91,7 +93,8 @@ def gradients_scores(
     models = train(*data, energy=s['energy'], n_optimization_steps=s['n_steps'], step_size=s['step_size'], lr=s['lr'],
                    grad_steps=WAYS[s['way']], num_steps=s['num_steps'], seeds=seeds, callback=watch)
     models,more = models if isinstance(models, list) else [models],watch.found if watch else [{}]*len(seeds)
-    return [training_scores(m, data) | error_scores(m, data, (s['n_steps'], 10, 50, 200)) | c for m,c in zip(models, more)]
+    steps = s['n_steps'],10,50,200
+    return [training_scores(m, data) | error_scores(m, data, steps) | c for m,c in zip(models, more)]
 
 def gradients_study(
     num_steps:int=1500,   # Updates

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INGREDIENTS', 'recipe_data', 'error_scores', 'training_scores', 'recipe_scores', 'recipe_study', 'plot_factors']
 
-# %% ../nbs/studies/recipe.ipynb #61e8c035
+# %% ../nbs/studies/recipe.ipynb #bc2bad44
 from functools import partial
 
 import numpy as np
@@ -19,7 +19,7 @@ from .thinking import thinking_curve
 from .training import baselines
 from .update import count_params
 
-# %% ../nbs/studies/recipe.ipynb #7fe67934
+# %% ../nbs/studies/recipe.ipynb #8fe2db5c
 INGREDIENTS = {
     'plain': {},
     'random count': dict(min_steps=3),
@@ -31,7 +31,7 @@ INGREDIENTS = {
     'count, noise, replay': dict(min_steps=3, noise=0.1, replay=0.5)}
 _ANSWERED = (2, 5, 10, 20, 50, 200)      # inner steps of an answer
 
-# %% ../nbs/studies/recipe.ipynb #14a00602
+# %% ../nbs/studies/recipe.ipynb #f4abf7a0
 def recipe_data(
     task:str,       # E.g. 'divide'
     seed:int,       # Of the data
@@ -83,10 +83,11 @@ def training_scores(
     """
     h,rules = model.history,baselines(data)
     val = h['val_loss'][-1].item()
-    return dict(val=val if np.isfinite(val) else float('inf'), n_params=count_params(model), update_flops=h.settings['update_flops'],
-                mean_rule=rules['training mean'], linear_rule=rules['least squares'])
+    return dict(val=val if np.isfinite(val) else float('inf'), n_params=count_params(model),
+                update_flops=h.settings['update_flops'], mean_rule=rules['training mean'],
+                linear_rule=rules['least squares'])
 
-# %% ../nbs/studies/recipe.ipynb #1602f778
+# %% ../nbs/studies/recipe.ipynb #f398c52c
 def _curvature_scores(model, dataset):
     "α times the least and the largest curvature at the right answers: medians over questions"
     x,y = dataset.tensors
@@ -114,7 +115,7 @@ def recipe_scores(
     return [training_scores(m, data) | error_scores(m, data, _ANSWERED) | _curvature_scores(m, data.test_dataset)
             for m in models]
 
-# %% ../nbs/studies/recipe.ipynb #44a07c5c
+# %% ../nbs/studies/recipe.ipynb #968931c8
 def recipe_study(
     num_steps:int=2000,   # Updates
     **options             # Passed to `study_rows`, e.g. `seeds=`, `store=` and `executor=`
@@ -135,7 +136,7 @@ def recipe_study(
     cells += [cell('divide', i, 'mlp') for i in some] + [cell('divide', n_steps=k) for k in (2, 5, 20)]
     return study_rows(recipe_scores, cells, **options)
 
-# %% ../nbs/studies/recipe.ipynb #b3f09e45
+# %% ../nbs/studies/recipe.ipynb #d3974904
 def plot_factors(
     factors:dict,    # Title of a panel -> name -> number of steps -> `paired_ratio`; two panels or more
     reference:str    # What the factors compare with
