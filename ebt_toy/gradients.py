@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WAYS', 'weight_gradient', 'gradients_scores', 'gradients_study']
 
-# %% ../nbs/studies/gradients.ipynb #0092562c
+# %% ../nbs/studies/gradients.ipynb #6541419e
 from copy import deepcopy
 from functools import partial
 
@@ -17,7 +17,7 @@ from .ebt import EBT, train_energy_model
 from .protocol import study_rows
 from .recipe import error_scores, recipe_data, training_scores
 
-# %% ../nbs/studies/gradients.ipynb #dac85e2b
+# %% ../nbs/studies/gradients.ipynb #52b34a90
 WAYS = {'last step': 1, 'last 2 steps': 2, 'last 5 steps': 5, 'all steps': 'all', 'implicit': 'implicit'}
 _MOMENTS = (0, 10, 50, 100)              # percent of a training, when gradients are compared
 _STUDIED = dict(add=dict(vec_size=4, energy='mlp'), divide=dict(vec_size=2, energy='bowl'),
@@ -51,7 +51,7 @@ def weight_gradient(
     found = torch.autograd.grad(loss, [*energy.parameters()], allow_unused=True, materialize_grads=True)
     return torch.cat([g.flatten() for g in found])
 
-# %% ../nbs/studies/gradients.ipynb #5d36a161
+# %% ../nbs/studies/gradients.ipynb #5f6befaa
 def _compared(model, dataset, n=256):
     "Cosine with the full gradient, and length relative to it, of each other way, in double precision"
     x,y = (t[:n].double() for t in dataset.tensors)
@@ -73,7 +73,7 @@ class _Compares:
         for model,found in zip(models if isinstance(models, list) else [models], self.found):
             found |= {f'{k}, {at:g} %': v for k,v in _compared(model, self.dataset).items()}
 
-# %% ../nbs/studies/gradients.ipynb #3ff059dc
+# %% ../nbs/studies/gradients.ipynb #d2bff426
 def gradients_scores(
     settings:dict,  # task, vec_size, energy, way, n_steps, step_size, seed (of the data), lr, num_steps
     seeds:list      # Of the model

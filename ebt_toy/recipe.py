@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INGREDIENTS', 'recipe_data', 'error_scores', 'training_scores', 'recipe_scores', 'recipe_study', 'plot_factors']
 
-# %% ../nbs/studies/recipe.ipynb #bc2bad44
+# %% ../nbs/studies/recipe.ipynb #85a5d5fd
 from functools import partial
 
 import numpy as np
@@ -19,7 +19,7 @@ from .thinking import thinking_curve
 from .training import baselines
 from .update import count_params
 
-# %% ../nbs/studies/recipe.ipynb #8fe2db5c
+# %% ../nbs/studies/recipe.ipynb #38a3db2b
 INGREDIENTS = {
     'plain': {},
     'random count': dict(min_steps=3),
@@ -31,7 +31,7 @@ INGREDIENTS = {
     'count, noise, replay': dict(min_steps=3, noise=0.1, replay=0.5)}
 _ANSWERED = (2, 5, 10, 20, 50, 200)      # inner steps of an answer
 
-# %% ../nbs/studies/recipe.ipynb #f4abf7a0
+# %% ../nbs/studies/recipe.ipynb #5c000267
 def recipe_data(
     task:str,       # E.g. 'divide'
     seed:int,       # Of the data
@@ -87,7 +87,7 @@ def training_scores(
                 update_flops=h.settings['update_flops'], mean_rule=rules['training mean'],
                 linear_rule=rules['least squares'])
 
-# %% ../nbs/studies/recipe.ipynb #f398c52c
+# %% ../nbs/studies/recipe.ipynb #a7eaff2b
 def _curvature_scores(model, dataset):
     "α times the least and the largest curvature at the right answers: medians over questions"
     x,y = dataset.tensors
@@ -115,7 +115,7 @@ def recipe_scores(
     return [training_scores(m, data) | error_scores(m, data, _ANSWERED) | _curvature_scores(m, data.test_dataset)
             for m in models]
 
-# %% ../nbs/studies/recipe.ipynb #968931c8
+# %% ../nbs/studies/recipe.ipynb #d981a911
 def recipe_study(
     num_steps:int=2000,   # Updates
     **options             # Passed to `study_rows`, e.g. `seeds=`, `store=` and `executor=`
@@ -136,7 +136,7 @@ def recipe_study(
     cells += [cell('divide', i, 'mlp') for i in some] + [cell('divide', n_steps=k) for k in (2, 5, 20)]
     return study_rows(recipe_scores, cells, **options)
 
-# %% ../nbs/studies/recipe.ipynb #d3974904
+# %% ../nbs/studies/recipe.ipynb #beea321e
 def plot_factors(
     factors:dict,    # Title of a panel -> name -> number of steps -> `paired_ratio`; two panels or more
     reference:str    # What the factors compare with
