@@ -698,6 +698,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'ebt_toy.puzzles.valid_queens': ('methods/puzzles.html#valid_queens', 'ebt_toy/puzzles.py'),
                                  'ebt_toy.puzzles.valid_sudoku': ('methods/puzzles.html#valid_sudoku', 'ebt_toy/puzzles.py')},
             'ebt_toy.recipe': { 'ebt_toy.recipe._curvature_scores': ('studies/recipe.html#_curvature_scores', 'ebt_toy/recipe.py'),
+                                'ebt_toy.recipe._label_decades': ('studies/recipe.html#_label_decades', 'ebt_toy/recipe.py'),
                                 'ebt_toy.recipe.error_scores': ('studies/recipe.html#error_scores', 'ebt_toy/recipe.py'),
                                 'ebt_toy.recipe.plot_factors': ('studies/recipe.html#plot_factors', 'ebt_toy/recipe.py'),
                                 'ebt_toy.recipe.recipe_data': ('studies/recipe.html#recipe_data', 'ebt_toy/recipe.py'),
