@@ -20,6 +20,7 @@ from .core import check_known, tell, user_path
 from .data import task_names
 from .ebt import energy_names
 from .files import listops_command
+from .published_tables import published_tables_study
 from .runner import Results, insist, recipe_names, run_main
 from .saving import prepare_saving, save_results
 from .serve import explore_command
@@ -316,7 +317,7 @@ def sweep_main(
     return run_command(sweep_command, 'ebt_toy sweep', argv, _sweep_code, rest=True)
 
 # %% ../nbs/cli.ipynb #11d97ff2
-STUDIES = dict(checking=checking_study)
+STUDIES = dict(checking=checking_study, published_tables=published_tables_study)
 
 def study_command(
     name:str,          # Of the study
