@@ -700,6 +700,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                   'ebt_toy/published_tables.py'),
                                           'ebt_toy.published_tables._with_products': ( 'studies/published_tables.html#_with_products',
                                                                                        'ebt_toy/published_tables.py'),
+                                          'ebt_toy.published_tables._with_scaled_inputs': ( 'studies/published_tables.html#_with_scaled_inputs',
+                                                                                            'ebt_toy/published_tables.py'),
                                           'ebt_toy.published_tables.plot_tables': ( 'studies/published_tables.html#plot_tables',
                                                                                     'ebt_toy/published_tables.py'),
                                           'ebt_toy.published_tables.published_tables_scores': ( 'studies/published_tables.html#published_tables_scores',
