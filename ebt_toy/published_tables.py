@@ -6,7 +6,7 @@
 __all__ = ['TRIVIAL', 'TABLE_MODELS', 'sums_data', 'success_bound', 'trivial_answer', 'published_tables_scores',
            'published_tables_study', 'plot_tables', 'success_rate']
 
-# %% ../nbs/studies/published_tables.ipynb #770e53be
+# %% ../nbs/studies/published_tables.ipynb #e370dd2f
 from functools import partial
 
 import numpy as np
@@ -28,7 +28,7 @@ from .thinking import thinking_curve
 from .training import score, train_models
 from .update import count_params, count_work
 
-# %% ../nbs/studies/published_tables.ipynb #499c95f4
+# %% ../nbs/studies/published_tables.ipynb #d62b1083
 def _chosen_by_sums(d):
     "Which numbers the two sums take, `(2, d)`: a quarter each, half of them shared"
     s,w = d//4,torch.zeros(2, d, dtype=torch.float64)
@@ -61,7 +61,7 @@ def sums_data(
     splits = split('train', 20_000, 1., 2.),split('val', 1000, 1., 2.),split('test', 1000, 2., 6.)
     return SyntheticData(*splits, vec_size, 1)
 
-# %% ../nbs/studies/published_tables.ipynb #38e98841
+# %% ../nbs/studies/published_tables.ipynb #5167f03a
 def success_bound(
     task:str,           # 'sum' or 'product'
     vec_size:int=4,     # Numbers in x
@@ -82,7 +82,7 @@ def success_bound(
     near,right = (_combined(task, x @ v.T) for v in (w + off*(1 - 2*w), w))
     return (near - right).pow(2).mean().item()
 
-# %% ../nbs/studies/published_tables.ipynb #2b34ded2
+# %% ../nbs/studies/published_tables.ipynb #fe4ae123
 def _as_matrices(x): return x.view(len(x), round(x.shape[1]**0.5), -1)
 
 def _powers(x):
@@ -110,7 +110,7 @@ TRIVIAL = dict(matrix_add=['training mean', 'least squares'],
                sum=['training mean', 'least squares'],
                product=['training mean', 'least squares', 'least squares on products'])
 
-# %% ../nbs/studies/published_tables.ipynb #54424157
+# %% ../nbs/studies/published_tables.ipynb #6747c0ab
 def _fitted(A, y):
     "Coefficients by least squares, of the least norm where columns repeat each other"
     return torch.linalg.pinv(A.mT @ A, rtol=1e-13, hermitian=True) @ (A.mT @ y)
@@ -141,7 +141,7 @@ def _trivial_scores(name, data, **more):
     def error(ds): return (f(ds.tensors[0]) - ds.tensors[1]).pow(2).mean().item()
     return dict(val=error(data.val_dataset), id=error(data.val_dataset), hard=error(data.test_dataset)) | more
 
-# %% ../nbs/studies/published_tables.ipynb #9a3d43be
+# %% ../nbs/studies/published_tables.ipynb #7ef5ae58
 def _train_check(*data, latent_dim, **options):
     "The bilinear energy, with one row of the residual per number in y where y is long"
     size = dict(input_dim=data[3], output_dim=data[4], latent_dim=latent_dim, rows=2 if data[4] == 1 else 1)
@@ -161,7 +161,7 @@ TABLE_MODELS = {'bilinear energy': _train_check, 'MLP energy': train_energy_mode
                 'NAU': partial(_train_units, layers=_two_sums), 'NMU alone': partial(_train_units, layers=_one_product),
                 'NAU-NMU': train_arithmetic}
 
-# %% ../nbs/studies/published_tables.ipynb #8daa9b88
+# %% ../nbs/studies/published_tables.ipynb #878f70c8
 def _table_data(task, seed):
     "The data of a task"
     if not task.startswith('matrix'): return sums_data(task, seed)
@@ -207,7 +207,7 @@ def published_tables_scores(
                                 clip=1., eval_every=settings['num_steps'], report=None, progress=False)
     return [_scores_of_table(m, data, more) for m in models]
 
-# %% ../nbs/studies/published_tables.ipynb #8a256472
+# %% ../nbs/studies/published_tables.ipynb #6bcc4be2
 _WIDTHS = {'FFN': 512, 'MLP energy': 512, 'bilinear energy': 512}      # at 400 numbers; 800 take 256 products
 _EXACT = {'NAU': (2, 1e-2), 'NMU alone': (0, 1e-2), 'NAU-NMU': (2, 1e-2), 'FFN': (64, 3e-3),
           'multiplying FFN': (16, 1e-2), 'bilinear energy': (16, 3e-3), 'MLP energy': (64, 3e-3)}    # width, rate
@@ -244,7 +244,7 @@ def published_tables_study(
         if any(r['status'] == 'missing' for r in rows): break
     return rows
 
-# %% ../nbs/studies/published_tables.ipynb #303dd139
+# %% ../nbs/studies/published_tables.ipynb #8db877f3
 def plot_tables(
     ax,              # Axes
     published:dict,  # Name -> two errors: same difficulty, harder
@@ -274,7 +274,7 @@ def plot_tables(
     ax.set_title(title, fontsize=9)
     ax.set_yticks(range(len(names)), names)
 
-# %% ../nbs/studies/published_tables.ipynb #de869257
+# %% ../nbs/studies/published_tables.ipynb #cbd4c045
 def success_rate(
     runs:list,         # Of one model
     name:str='hard'    # Of the score
