@@ -6,7 +6,7 @@
 __all__ = ['TRIVIAL', 'TABLE_MODELS', 'sums_data', 'success_bound', 'trivial_answer', 'published_tables_scores',
            'published_tables_study', 'plot_tables', 'success_rate']
 
-# %% ../nbs/studies/published_tables.ipynb #e370dd2f
+# %% ../nbs/studies/published_tables.ipynb #6add0c38
 from functools import partial
 
 import numpy as np
@@ -21,14 +21,14 @@ from .ebt import train_energy_model
 from .energies import Bilinear
 from .ffn import train_feedforward
 from .models import predict
-from .protocol import column, format_ratio, format_spread, paired_ratio, study_rows, study_runs
+from .protocol import study_rows
 from .rivals import NAU, NMU, train_arithmetic
-from .style import COLORS, legend, new_axes
+from .style import COLORS
 from .thinking import thinking_curve
 from .training import score, train_models
 from .update import count_params, count_work
 
-# %% ../nbs/studies/published_tables.ipynb #d62b1083
+# %% ../nbs/studies/published_tables.ipynb #e7664a67
 def _chosen_by_sums(d):
     "Which numbers the two sums take, `(2, d)`: a quarter each, half of them shared"
     s,w = d//4,torch.zeros(2, d, dtype=torch.float64)
@@ -61,7 +61,7 @@ def sums_data(
     splits = split('train', 20_000, 1., 2.),split('val', 1000, 1., 2.),split('test', 1000, 2., 6.)
     return SyntheticData(*splits, vec_size, 1)
 
-# %% ../nbs/studies/published_tables.ipynb #5167f03a
+# %% ../nbs/studies/published_tables.ipynb #709b8099
 def success_bound(
     task:str,           # 'sum' or 'product'
     vec_size:int=4,     # Numbers in x
@@ -82,7 +82,7 @@ def success_bound(
     near,right = (_combined(task, x @ v.T) for v in (w + off*(1 - 2*w), w))
     return (near - right).pow(2).mean().item()
 
-# %% ../nbs/studies/published_tables.ipynb #fe4ae123
+# %% ../nbs/studies/published_tables.ipynb #195f0a34
 def _as_matrices(x): return x.view(len(x), round(x.shape[1]**0.5), -1)
 
 def _powers(x):
@@ -110,7 +110,7 @@ TRIVIAL = dict(matrix_add=['training mean', 'least squares'],
                sum=['training mean', 'least squares'],
                product=['training mean', 'least squares', 'least squares on products'])
 
-# %% ../nbs/studies/published_tables.ipynb #6747c0ab
+# %% ../nbs/studies/published_tables.ipynb #a7d506aa
 def _fitted(A, y):
     "Coefficients by least squares, of the least norm where columns repeat each other"
     return torch.linalg.pinv(A.mT @ A, rtol=1e-13, hermitian=True) @ (A.mT @ y)
@@ -141,7 +141,7 @@ def _trivial_scores(name, data, **more):
     def error(ds): return (f(ds.tensors[0]) - ds.tensors[1]).pow(2).mean().item()
     return dict(val=error(data.val_dataset), id=error(data.val_dataset), hard=error(data.test_dataset)) | more
 
-# %% ../nbs/studies/published_tables.ipynb #7ef5ae58
+# %% ../nbs/studies/published_tables.ipynb #326ae534
 def _train_check(*data, latent_dim, **options):
     "The bilinear energy, with one row of the residual per number in y where y is long"
     size = dict(input_dim=data[3], output_dim=data[4], latent_dim=latent_dim, rows=2 if data[4] == 1 else 1)
@@ -161,7 +161,7 @@ TABLE_MODELS = {'bilinear energy': _train_check, 'MLP energy': train_energy_mode
                 'NAU': partial(_train_units, layers=_two_sums), 'NMU alone': partial(_train_units, layers=_one_product),
                 'NAU-NMU': train_arithmetic}
 
-# %% ../nbs/studies/published_tables.ipynb #878f70c8
+# %% ../nbs/studies/published_tables.ipynb #0cd47799
 def _table_data(task, seed):
     "The data of a task"
     if not task.startswith('matrix'): return sums_data(task, seed)
@@ -207,7 +207,7 @@ def published_tables_scores(
                                 clip=1., eval_every=settings['num_steps'], report=None, progress=False)
     return [_scores_of_table(m, data, more) for m in models]
 
-# %% ../nbs/studies/published_tables.ipynb #6bcc4be2
+# %% ../nbs/studies/published_tables.ipynb #509b9f9c
 _WIDTHS = {'FFN': 512, 'MLP energy': 512, 'bilinear energy': 512}      # at 400 numbers; 800 take 256 products
 _EXACT = {'NAU': (2, 1e-2), 'NMU alone': (0, 1e-2), 'NAU-NMU': (2, 1e-2), 'FFN': (64, 3e-3),
           'multiplying FFN': (16, 1e-2), 'bilinear energy': (16, 3e-3), 'MLP energy': (64, 3e-3)}    # width, rate
@@ -244,7 +244,7 @@ def published_tables_study(
         if any(r['status'] == 'missing' for r in rows): break
     return rows
 
-# %% ../nbs/studies/published_tables.ipynb #8db877f3
+# %% ../nbs/studies/published_tables.ipynb #91a59c8a
 def plot_tables(
     ax,              # Axes
     published:dict,  # Name -> two errors: same difficulty, harder
@@ -274,7 +274,7 @@ def plot_tables(
     ax.set_title(title, fontsize=9)
     ax.set_yticks(range(len(names)), names)
 
-# %% ../nbs/studies/published_tables.ipynb #cbd4c045
+# %% ../nbs/studies/published_tables.ipynb #9fee2f2d
 def success_rate(
     runs:list,         # Of one model
     name:str='hard'    # Of the score
