@@ -75,7 +75,7 @@ def test_published_tables_are_whole():
     for exact in (False, True): assert len({n for (t,*_),n in trained.items() if t.startswith('matrix') != exact}) == 1
     assert {t: [m for s,m,_ in per_cell if s == t and m in TRIVIAL[t]] for t in TRIVIAL} == TRIVIAL
     assert all(per_cell[t, m, 0] == len(DRAWS) for t,ms in TRIVIAL.items() for m in ms)
-    assert {r['bound'] for r in rows if 'bound' in r} == {pytest.approx(success_bound(t)) for t in ('sum', 'product')}
+    assert all(r['bound'] == pytest.approx(success_bound(r['task']), rel=1e-3) for r in rows if r['task'] in ('sum', 'product'))
 
 def test_a_trivial_answer_scores_what_its_row_says():
     for task,name in (('product', 'least squares'), ('matrix_inverse', 'polynomial of A')):
