@@ -13,6 +13,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'ebt_toy.checking._rule_scores': ('studies/checking.html#_rule_scores', 'ebt_toy/checking.py'),
                                   'ebt_toy.checking._scores_of_study': ('studies/checking.html#_scores_of_study', 'ebt_toy/checking.py'),
                                   'ebt_toy.checking._steps_drawn': ('studies/checking.html#_steps_drawn', 'ebt_toy/checking.py'),
+                                  'ebt_toy.checking.best_network': ('studies/checking.html#best_network', 'ebt_toy/checking.py'),
+                                  'ebt_toy.checking.checking_runs': ('studies/checking.html#checking_runs', 'ebt_toy/checking.py'),
                                   'ebt_toy.checking.checking_scores': ('studies/checking.html#checking_scores', 'ebt_toy/checking.py'),
                                   'ebt_toy.checking.checking_study': ('studies/checking.html#checking_study', 'ebt_toy/checking.py'),
                                   'ebt_toy.checking.plot_checking': ('studies/checking.html#plot_checking', 'ebt_toy/checking.py')},

@@ -23,7 +23,7 @@ from .update import count_work
 
 # %% ../nbs/studies/01_protocol.ipynb #d778733c
 PILOT,DRAWS = 1000,[2001, 2002, 2003, 2004]    # seeds of the data
-RATES = [1e-3, 3e-3, 1e-2]
+RATES = [1e-3, 3e-3]
 
 def _pilot(cell, num_steps=2000):
     "The settings of a cell with which its learning rate is chosen"

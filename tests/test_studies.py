@@ -36,7 +36,7 @@ def test_pairs():
     assert (r['median'], r['n'], r['of']) == (3., 3, 4) and 0.5 <= r['low'] <= 3 <= r['high'] <= 6
 
 def scored_by_formula(settings, seeds):
-    return [dict(val=abs(settings['lr'] - settings['best']), error=s) for s in seeds]
+    return [dict(val=abs(settings['lr'] - settings['best']), mse=s) for s in seeds]
 
 def test_the_learning_rate_is_chosen_by_validation_on_a_draw_of_its_own(tmp_path):
     cells = [dict(best=lr, num_steps=n) for lr in RATES for n in (10, 20)]
