@@ -26,8 +26,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from .core import random_states, random_states_kept
-from .update import (BLOCK, UNTRAINABLE, AdamState, Work, as_adam, as_read, count_work, device_of, group_order,
-                            input_streams, length_groups, mean_loss, mode, plain_updates, rows_of)
+from .native import native_update
+from .update import (BLOCK, UNTRAINABLE, AdamState, Work, _update, as_adam, as_read, count_work, device_of,
+                            group_order, input_streams, length_groups, mean_loss, mode, plain_updates, rows_of)
 
 # %% ../nbs/engine/03_engine.ipynb #ad010323
 def _tensors(model):
@@ -343,16 +344,27 @@ def _flat_row(tensors): return torch.cat([t.detach().flatten() for t in tensors]
 def _grads(model):
     return _flat_row([torch.zeros_like(p) if p.grad is None else p.grad for p in _trainable(model).values()])
 
+class _FirstStep:
+    "The first step of Adam, for trials: an optimizer of `torch.optim` imports PyTorch's compiler, which takes seconds"
+    def __init__(self, model, adam):
+        self.params,self.adam,self.defaults = list(_trainable(model).values()),adam,dict(weight_decay=adam.weight_decay)
+    def zero_grad(self):
+        for p in self.params: p.grad = None
+    @torch.no_grad()
+    def step(self):
+        scales = adam_scales(self.adam, 1, self.params[0], 1)[0]
+        for p in (p for p in self.params if p.grad is not None):
+            adam_(p, torch.zeros_like(p), torch.zeros_like(p), p.grad, scales)
+
 def _records(models, groups, batch_size, loss, seeds, adam):
     "A plain update of each group, and at least two; changes the models"
-    order,drawn = list(islice(group_order(len(groups)), max(2, len(groups)))),[]
-    def noted(stream): yield from (drawn.append(z) or z for z in stream)
-    inputs = [noted(z) for z in input_streams(models, groups, batch_size, seeds)]
-    stream = plain_updates(models, groups, adam, loss, inputs, iter(order))
+    order = islice(group_order(len(groups)), max(2, len(groups)))
+    inputs = input_streams(models, groups, batch_size, seeds)
     for i in order:
-        theta = torch.stack([_flat_row(_trainable(m).values()) for m in models])
-        losses = torch.stack(next(stream)).detach()
-        yield _Record(i, drawn[-1], theta, torch.stack([_grads(m) for m in models]), losses)
+        theta,drawn = torch.stack([_flat_row(_trainable(m).values()) for m in models]),next(inputs[i])
+        each = zip(models, zip(*drawn))
+        losses = torch.stack([_update(m, _FirstStep(m, adam), z, loss, groups[i], adam.clip) for m,z in each]).detach()
+        yield _Record(i, drawn, theta, torch.stack([_grads(m) for m in models]), losses)
 
 # %% ../nbs/engine/03_engine.ipynb #adb72345
 def _differ(a, b, sizes):
@@ -363,13 +375,12 @@ def _differ(a, b, sizes):
 
 def _misfit(runs, models, groups, records, adam):
     "What differs from plain updates: 'losses', 'gradients' or None"
-    sizes,fixed = [p.numel() for p in _trainable(models[0]).values()],_fixed_values(models)
+    sizes = [p.numel() for p in _trainable(models[0]).values()]
     for r in records:
-        state = [r.theta.clone(), torch.zeros_like(r.theta), torch.zeros_like(r.theta)]
-        args = [*state, *tree_leaves(groups[r.group]), *fixed, adam_scales(adam, 1, r.theta, 1)[0], *r.inputs]
+        args,_ = _example(models, groups[r.group], r, adam)
         value, = runs[r.group](*args)
         if _differ(value[:, None], r.loss[:, None].to(value), [1]): return "losses"
-        if _differ(state[1]/(1 - BETAS[0]), r.grad, sizes): return "gradients"
+        if _differ(args[1]/(1 - BETAS[0]), r.grad, sizes): return "gradients"
 
 # %% ../nbs/engine/03_engine.ipynb #83e6e4de
 _HOOKS = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks'
@@ -420,22 +431,37 @@ class Way(NamedTuple):
         compiled: Whether they are compiled
         why: What prevented a faster way; None if nothing did
         facts: The state of each model at the time of the choice
+        how: "a C++ compiler", or PyTorch's, and why; None is uncompiled
     """
     groups: list         # `(x, y)` of each group of rows
     runs: list|None      # For each group the update, as a function of tensors only; None is the plain way
     compiled: bool       # Whether they are compiled
     why: str|None        # What prevented a faster way; None if nothing did
     facts: list          # The state of each model at the time of the choice
+    how: str|None=None   # "a C++ compiler", or PyTorch's, and why; None is uncompiled
 
 def _in_a_line(e): return ' '.join([type(e).__name__, *str(e).strip().splitlines()[:1]])[:160]
+
+def _example(models, group, record, adam):
+    "Arguments of an update, and for each of them whether it has an entry per model"
+    theta,(x,y),fixed,n = record.theta,group,_fixed_values(models),len(record.inputs)
+    state,leaves = [theta.clone(), *torch.zeros(2, *theta.shape).to(theta)],tree_leaves((x, y))
+    apart = [True]*3 + [False]*len(leaves) + [True]*len(fixed) + [False] + [True]*n
+    return [*state, *leaves, *fixed, adam_scales(adam, 1, theta, 1)[0], *record.inputs],apart
+
+def _native_runs(model, loss, models, groups, records, adam):
+    "The update for each group in C++, if that can be written and gives the same; and how it was made, or why not"
+    one = _update_for(model, loss, 1, groups[0][0], adam.clip)
+    try:
+        runs = [native_update(one, *_example(models, g, records[0], adam)) for g in groups]
+        misfit = _misfit(runs, models, groups, records, adam)
+        return (None, f"its {misfit} would differ in C++") if misfit else (runs, "a C++ compiler")
+    except Exception as e: return None,_in_a_line(e)       # PyTorch's compiler can do more
 
 def _fast_runs(update, groups, models, record, compile, adam):
     "The update for each group, compiled if asked for and possible; and why not"
     if not compile: return [update]*len(groups),None
-    theta,fixed = record.theta,_fixed_values(models)
-    state = [theta, torch.zeros_like(theta), torch.zeros_like(theta)]
-    example = adam_scales(adam, 1, theta, 1)[0],*record.inputs
-    try: return [compile_update(update, [*state, *tree_leaves(g), *fixed, *example]) for g in groups],None
+    try: return [compile_update(update, _example(models, g, record, adam)[0]) for g in groups],None
     except Exception as e: why = f"the update could not be compiled: {_in_a_line(e)}"
     warnings.warn(f"training goes on uncompiled, since {why}", stacklevel=2)
     return [update]*len(groups),why
@@ -471,14 +497,14 @@ def choose_way(
     groups = length_groups(x, y, batch_size)
     if len(models) == 1 and not compile: return Way(groups, None, False, None, [])
     with random_states_kept(device_of(x)), mode(models, True):
-        runs,compiled,why = _examined(models, groups, batch_size, loss, seeds, compile, device_of(x), lr)
-    return Way(groups, runs, compiled, why, list(map(_facts, models)))
+        runs,compiled,why,how = _examined(models, groups, batch_size, loss, seeds, compile, device_of(x), lr)
+    return Way(groups, runs, compiled, why, list(map(_facts, models)), how)
 
 # %% ../nbs/engine/03_engine.ipynb #403451f1
 def _examined(models, groups, batch_size, loss, seeds, compile, device, lr):
-    "Runs for each group (None is the plain way), whether they are compiled, and what prevented a faster way"
+    "Runs for each group (None is the plain way), whether they are compiled, what prevented it, and how it was done"
     def plain(why):
-        if compile is not True: return None,False,why
+        if compile is not True: return None,False,why,None
         raise ValueError("compile: expected a model that computes the same when compiled, "
                          f"but {why}; 'auto' trains it uncompiled")
     if why := _why_plain(models): return plain(why)
@@ -491,14 +517,18 @@ def _examined(models, groups, batch_size, loss, seeds, compile, device, lr):
     before = _facts(copies[0])
     def update_for(model): return _update_for(model, loss, len(models), groups[0][0], adam.clip)
     with torch.no_grad():
-        runs,failed = _fast_runs(update_for(copies[0]), groups, models, records[0], compile, adam)
-        if failed and len(models) == 1: return None,False,failed
-        try: misfit = _misfit(runs, models, groups, records, adam)
-        except Exception as e: return plain(f"`torch.func` cannot run it: {_in_a_line(e)}")
+        runs,how = _native_runs(copies[0], loss, models, groups, records, adam) if compile else (None, None)
+        failed,misfit = None,None
+        if not runs:
+            runs,failed = _fast_runs(update_for(copies[0]), groups, models, records[0], compile, adam)
+            if failed and len(models) == 1: return None,False,failed,None
+            try: misfit = _misfit(runs, models, groups, records, adam)
+            except Exception as e: return plain(f"`torch.func` cannot run it: {_in_a_line(e)}")
+            how = how and f"PyTorch's, since: {how}"
     if misfit: return plain(f"its {misfit} would differ from those of plain updates")
     if place := _changed(before, _facts(copies[0])): return plain(f"weights that are passed in change {place}")
     compiled = bool(compile) and not failed
-    return runs if compiled else [update_for(models[0])]*len(groups),compiled,failed
+    return runs if compiled else [update_for(models[0])]*len(groups),compiled,failed,how
 
 # %% ../nbs/engine/03_engine.ipynb #f0fbf1e3
 def _touched(models, way):
@@ -608,14 +638,18 @@ def update_work(
     Returns:
         Its cost; for texts the mean over the groups, and the memory of the longest
     """
-    n = len(length_groups(x, y, batch_size))
+    groups = length_groups(x, y, batch_size)
+    n = len(groups)
     try: twin = copy.deepcopy(model)
     except Exception as e:
         why = f"{type(e).__name__}: {str(e)[:100]}"
         raise ValueError(f"model: expected one that copy.deepcopy can copy, to try an update on, got {why}") from e
-    with random_states_kept(device_of(x)), closing(updates([twin], x, y, batch_size, 1e-3, loss, [0])) as stream:
-        losses = []
-        costs = [count_work(lambda: losses.extend(next(stream))) for _ in range(n)]
+    losses,adam,inputs = [],as_adam(1e-3),input_streams([twin], groups, batch_size, [0])
+    def one(i):
+        drawn = [z[0] for z in next(inputs[i])]
+        losses.append(_update(twin, _FirstStep(twin, adam), drawn, loss, groups[i]))
+    with random_states_kept(device_of(x)), mode([twin], True):
+        costs = [count_work(partial(one, i)) for i in islice(group_order(n), n)]
     if any(losses) and not any(p.grad is not None and p.grad.any() for p in twin.parameters()):
         raise ValueError(UNTRAINABLE)
     return Work(sum(c.flops for c in costs)//n, sum(c.calls for c in costs)//n, max(c.bytes for c in costs))
