@@ -130,7 +130,16 @@ def _functional(model, loss):
         return mean_loss(loss, functional_call(model, given, (as_read(x), *guess), tie_weights=False), y)
     return one,len(fixed)
 
-def _update_for(model, loss, n, x, clip=None):
+def _plain_grad_and_value(f):
+    "`grad_and_value` by `autograd.grad`: that of `torch.func` imports PyTorch's compiler"
+    def both(theta, *args):
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            value = f(theta, *args)
+            return torch.autograd.grad(value, theta)[0],value.detach()
+    return both
+
+def _update_for(model, loss, n, x, clip=None, derive=grad_and_value):
     "One update of `n` models like `model`, for inputs structured like `x`, as a function of tensors only"
     (one,n_fixed),structure = _functional(model, loss),tree_structure(x)
     k = structure.num_leaves
@@ -139,7 +148,7 @@ def _update_for(model, loss, n, x, clip=None):
         values,(scales,rows,*guess) = rest[:n_fixed],rest[n_fixed:]
         if n == 1:
             alone = theta[0],[f[0] for f in values],rows_of(x, rows[0]),y[rows[0]],*(z[0] for z in guess)
-            grad,value = (z[None] for z in grad_and_value(one)(*alone))
+            grad,value = (z[None] for z in derive(one)(*alone))
         else: grad,value = vmap(grad_and_value(one))(theta, values, rows_of(x, rows), y[rows], *guess)
         if clip: grad = grad*(clip/(grad.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
         adam_(theta, m, v, grad, scales)
@@ -451,7 +460,7 @@ def _example(models, group, record, adam):
 
 def _native_runs(model, loss, models, groups, records, adam):
     "The update for each group in C++, if that can be written and gives the same; and how it was made, or why not"
-    one = _update_for(model, loss, 1, groups[0][0], adam.clip)
+    one = _update_for(model, loss, 1, groups[0][0], adam.clip, _plain_grad_and_value)
     try:
         runs = [native_update(one, *_example(models, g, records[0], adam)) for g in groups]
         misfit = _misfit(runs, models, groups, records, adam)
