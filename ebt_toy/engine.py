@@ -27,8 +27,8 @@ from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from .core import random_states, random_states_kept
 from .native import native_update
-from .update import (BLOCK, UNTRAINABLE, AdamState, Work, _update, as_adam, as_read, count_work, device_of,
-                            group_order, input_streams, length_groups, mean_loss, mode, plain_updates, rows_of)
+from .update import (BLOCK, UNTRAINABLE, AdamState, Work, as_adam, as_read, count_work, device_of, group_order,
+                            input_streams, length_groups, mean_loss, mode, plain_updates, rows_of)
 
 # %% ../nbs/engine/03_engine.ipynb #ad010323
 def _tensors(model):
@@ -353,27 +353,16 @@ def _flat_row(tensors): return torch.cat([t.detach().flatten() for t in tensors]
 def _grads(model):
     return _flat_row([torch.zeros_like(p) if p.grad is None else p.grad for p in _trainable(model).values()])
 
-class _FirstStep:
-    "The first step of Adam, for trials: an optimizer of `torch.optim` imports PyTorch's compiler, which takes seconds"
-    def __init__(self, model, adam):
-        self.params,self.adam,self.defaults = list(_trainable(model).values()),adam,dict(weight_decay=adam.weight_decay)
-    def zero_grad(self):
-        for p in self.params: p.grad = None
-    @torch.no_grad()
-    def step(self):
-        scales = adam_scales(self.adam, 1, self.params[0], 1)[0]
-        for p in (p for p in self.params if p.grad is not None):
-            adam_(p, torch.zeros_like(p), torch.zeros_like(p), p.grad, scales)
-
 def _records(models, groups, batch_size, loss, seeds, adam):
     "A plain update of each group, and at least two; changes the models"
-    order = islice(group_order(len(groups)), max(2, len(groups)))
-    inputs = input_streams(models, groups, batch_size, seeds)
+    order,drawn = list(islice(group_order(len(groups)), max(2, len(groups)))),[]
+    def noted(stream): yield from (drawn.append(z) or z for z in stream)
+    inputs = [noted(z) for z in input_streams(models, groups, batch_size, seeds)]
+    stream = plain_updates(models, groups, adam, loss, inputs, iter(order))
     for i in order:
-        theta,drawn = torch.stack([_flat_row(_trainable(m).values()) for m in models]),next(inputs[i])
-        each = zip(models, zip(*drawn))
-        losses = torch.stack([_update(m, _FirstStep(m, adam), z, loss, groups[i], adam.clip) for m,z in each]).detach()
-        yield _Record(i, drawn, theta, torch.stack([_grads(m) for m in models]), losses)
+        theta = torch.stack([_flat_row(_trainable(m).values()) for m in models])
+        losses = torch.stack(next(stream)).detach()
+        yield _Record(i, drawn[-1], theta, torch.stack([_grads(m) for m in models]), losses)
 
 # %% ../nbs/engine/03_engine.ipynb #adb72345
 def _differ(a, b, sizes):
@@ -647,18 +636,14 @@ def update_work(
     Returns:
         Its cost; for texts the mean over the groups, and the memory of the longest
     """
-    groups = length_groups(x, y, batch_size)
-    n = len(groups)
+    n = len(length_groups(x, y, batch_size))
     try: twin = copy.deepcopy(model)
     except Exception as e:
         why = f"{type(e).__name__}: {str(e)[:100]}"
         raise ValueError(f"model: expected one that copy.deepcopy can copy, to try an update on, got {why}") from e
-    losses,adam,inputs = [],as_adam(1e-3),input_streams([twin], groups, batch_size, [0])
-    def one(i):
-        drawn = [z[0] for z in next(inputs[i])]
-        losses.append(_update(twin, _FirstStep(twin, adam), drawn, loss, groups[i]))
-    with random_states_kept(device_of(x)), mode([twin], True):
-        costs = [count_work(partial(one, i)) for i in islice(group_order(n), n)]
+    with random_states_kept(device_of(x)), closing(updates([twin], x, y, batch_size, 1e-3, loss, [0])) as stream:
+        losses = []
+        costs = [count_work(lambda: losses.extend(next(stream))) for _ in range(n)]
     if any(losses) and not any(p.grad is not None and p.grad.any() for p in twin.parameters()):
         raise ValueError(UNTRAINABLE)
     return Work(sum(c.flops for c in costs)//n, sum(c.calls for c in costs)//n, max(c.bytes for c in costs))

@@ -11,6 +11,7 @@ __all__ = ['activations', 'BLOCK', 'GUESS_ROWS', 'MAX_GROUPS', 'UNTRAINABLE', 'P
 # %% ../nbs/engine/02_update.ipynb #3b5fbe6c
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import unwrap
 from itertools import repeat
 from typing import Callable, NamedTuple
 
@@ -471,14 +472,14 @@ def as_adam(
 def _update(model, opt, drawn, loss, group, clip=None):
     "One update of one model; its loss"
     rows,*guess = drawn
-    opt.zero_grad()
+    model.zero_grad()      # that of an optimizer imports PyTorch's compiler
     value = _loss_of(model, loss, *group, rows, guess)
     if not value.requires_grad: raise ValueError(UNTRAINABLE)
     value.backward()
     if opt.defaults['weight_decay']:      # AdamW passes over weights without a gradient; here all of them decay
         for p in (p for p in _learned(model) if p.grad is None): p.grad = torch.zeros_like(p)
     if clip: nn.utils.clip_grad_norm_(model.parameters(), clip)
-    opt.step()
+    with torch.no_grad(): unwrap(type(opt).step)(opt)       # and so do the decorators of its step
     return value
 
 # %% ../nbs/engine/02_update.ipynb #d835b6f5
@@ -498,6 +499,15 @@ class AdamState:
     v:Tensor|None = None   # Running mean of their squares
     last:list|None = None  # The weights at that time, where the model has got others since
     left:list|None = None  # Norms of the weights with which a run left the model
+
+@contextmanager
+def _uncompiled():
+    "Within the block, an optimizer is made without the import of PyTorch's compiler, which would take seconds"
+    add = getattr(torch.optim.Optimizer.add_param_group, '__wrapped__', None)
+    quick = add is not None and not hasattr(add, '__dynamo_disable')
+    if quick: add.__dynamo_disable = add           # what the compiler would return for a function that it leaves alone
+    try: yield
+    finally: quick and delattr(add, '__dynamo_disable')
 
 def _give_state(opt, params, state):
     "Let an optimizer continue from a state of Adam"
@@ -541,7 +551,7 @@ def plain_updates(
     adam,done,params = as_adam(lr),state[0].done if state else 0,params or list(map(_learned, models))
     kind = torch.optim.AdamW if adam.weight_decay else torch.optim.Adam
     rate = 0. if callable(adam.lr) else adam.lr      # a schedule sets it before each update
-    opts = [kind(m.parameters(), lr=rate, weight_decay=adam.weight_decay) for m in models]
+    with _uncompiled(): opts = [kind(m.parameters(), lr=rate, weight_decay=adam.weight_decay) for m in models]
     for one in zip(opts, params, state or ()): _give_state(*one)
     for m in models: m.train()
     def note():
