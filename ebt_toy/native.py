@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_MEMORY', 'FLAGS', 'Unwritable', 'update_source', 'native_update']
 
-# %% ../nbs/engine/11_native.ipynb #e75a1ac7
+# %% ../nbs/engine/11_native.ipynb #b9466888
 import ctypes, getpass, math, os, platform, re, shlex, subprocess, tempfile
 from collections import Counter
 from functools import cache
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from .update import Watch
 
-# %% ../nbs/engine/11_native.ipynb #b37fccb1
+# %% ../nbs/engine/11_native.ipynb #e18ad067
 class Unwritable(Exception):
     "What cannot be written in C++ here"
 
@@ -56,7 +56,7 @@ def _place(t): return t.untyped_storage().data_ptr()
 def _rowwise(shape): return tuple(math.prod(shape[i + 1:]) for i in range(len(shape)))
 def _number(v): return f'(T){float(v)!r}'
 
-# %% ../nbs/engine/11_native.ipynb #0d57328b
+# %% ../nbs/engine/11_native.ipynb #f0cfeb34
 class _Program:
     "Statements about blocks of memory, of which the first are the arguments"
     def __init__(self, args):
@@ -94,7 +94,7 @@ class _Program:
         self.version[block] += 1
         return self.view(t)
 
-# %% ../nbs/engine/11_native.ipynb #3e0c3569
+# %% ../nbs/engine/11_native.ipynb #4d9a66ae
 def _step(p, kind, t, formula, *ins):
     "Add a statement about a tensor or a scratch, unless its value is known; where it lies"
     shape,strides = tuple(t.shape),t.stride() if isinstance(t, Tensor) else t.strides
@@ -133,7 +133,7 @@ def _product(p, t, a, b):
     def whole(v, shape): return v if readable(v) else _map(p, p.scratch(shape), '{0}', v)
     return _step(p, 'product', t, '', whole(a, (m, k)), whole(b, (k, n)))
 
-# %% ../nbs/engine/11_native.ipynb #03ed0104
+# %% ../nbs/engine/11_native.ipynb #95c74e59
 _formulas = dict(add='{0} + {1}', sub='{0} - {1}', rsub='{1} - {0}', mul='{0}*{1}', div='{0}/{1}', neg='-{0}',
     clone='{0}', copy='{1}', relu='({0} < 0 ? 0 : {0})', threshold_backward='({1} <= {2} ? 0 : {0})', sqrt='std::sqrt({0})',
     sigmoid='1/(1 + Exp(-{0}))', tanh='Tanh({0})', exp='Exp({0})', rsqrt='1/std::sqrt({0})', reciprocal='1/{0}',
@@ -173,7 +173,7 @@ def _parts_copied(p, whole, part, value):
     given = ('{0}', (value,)) if isinstance(value, _View) else (_number(value), ())
     p.steps.append(_Step('map', out, *given))
 
-# %% ../nbs/engine/11_native.ipynb #30e0a859
+# %% ../nbs/engine/11_native.ipynb #9c95648a
 def _slice_backward(p, out, grad, sizes, dim, start, end, step):
     whole = p.target(out)
     _parts_copied(p, whole, out, 0.)
@@ -203,7 +203,7 @@ _written = dict(pow=_pow, silu=_silu, silu_backward=_silu_backward, clamp=_clamp
     addmm=_addmm, cat=_cat, slice_backward=_slice_backward, index=_index, sum=_total, mean=_mean,
     linalg_vector_norm=_norm, mse_loss=_mse, mse_loss_backward=_mse_backward)
 
-# %% ../nbs/engine/11_native.ipynb #5a2e56f8
+# %% ../nbs/engine/11_native.ipynb #4397ebf5
 def _add_call(p, func, args, kwargs, out):
     "Add the statements of one call"
     name,tensors = func._overloadpacket.__name__.removesuffix('_'),[t for t in tree_leaves(out) if isinstance(t, Tensor)]
@@ -234,7 +234,7 @@ def _program(update, args):
         if s.out.block in alive: needed.append(s), alive.update(i.block for i in s.ins)
     return p,needed[::-1]
 
-# %% ../nbs/engine/11_native.ipynb #b2482dec
+# %% ../nbs/engine/11_native.ipynb #14b82cc0
 def _walk(s):
     "How a formula walks through its elements: sizes of the loops, and the strides of each operand"
     order = sorted((d for d,n in enumerate(s.out.shape) if n != 1), key=lambda d: -s.out.strides[d])
@@ -265,7 +265,7 @@ def _blocks(part):
     views = (part.out, *part.ins) if isinstance(part, _Step) else [v for o,i,_ in part[1] for v in (o, *i)]
     return dict.fromkeys(v[0] for v in views)
 
-# %% ../nbs/engine/11_native.ipynb #ebd59c7f
+# %% ../nbs/engine/11_native.ipynb #35e9cb14
 def _layout(parts, sizes, n_args):
     "Where each block begins, in a space that others take over once nobody reads it; its size; where each is last read"
     last,first = {b: k for k,part in enumerate(parts) for b in _blocks(part)},{}
@@ -299,7 +299,7 @@ def _merged(sizes, strides):
             for s in strides: del s[d]
     return sizes,strides
 
-# %% ../nbs/engine/11_native.ipynb #83c0a77b
+# %% ../nbs/engine/11_native.ipynb #86c283a8
 def _map_text(sizes, loop, kept):
     "A loop over formulas; results are stored where `kept` has their block"
     views = list(dict.fromkeys(v for o,i,_ in loop for v in (o, *i)))
@@ -331,7 +331,7 @@ def _sum_text(out, formula, ins):
     inner = _for(sizes[len(kept):], len(kept), 'omp simd reduction(+:sum)')
     return f'{heads}{{ double sum = 0; {inner}sum += {text}; {at(out)} = sum; }}'
 
-# %% ../nbs/engine/11_native.ipynb #83b67282
+# %% ../nbs/engine/11_native.ipynb #d8451788
 def _product_text(out, _, ins):
     "A call of BLAS, which keeps matrices by columns: so it gets all of them transposed"
     (a,b),(m,n) = ins,out.shape
@@ -359,7 +359,7 @@ def _called(text, functions):
     name = functions.setdefault((text, len(blocks)), f'part{len(functions)}')
     return f"if ({name}({', '.join(blocks)})) return 1;"
 
-# %% ../nbs/engine/11_native.ipynb #75e7beb8
+# %% ../nbs/engine/11_native.ipynb #cfba7d03
 _HEAD = '''#include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -387,7 +387,7 @@ static inline T Tanh(T x) {
 }
 '''
 
-# %% ../nbs/engine/11_native.ipynb #0930cc5d
+# %% ../nbs/engine/11_native.ipynb #70180f96
 _TAIL = '''  return 0;
 }
 extern "C" int update(int n, int threads, char **args, const int64_t *bytes, Gemm g) {
@@ -436,7 +436,7 @@ def update_source(
     arena = f'alignas(64) static thread_local T arena[{max(size, 1)}];\nstatic int one(char **args) {{\n  '
     return ''.join([_HEAD, *made, arena, '\n  '.join(blocks + body), '\n', _TAIL % dict(n=p.n_args)])
 
-# %% ../nbs/engine/11_native.ipynb #87bf8755
+# %% ../nbs/engine/11_native.ipynb #9050eb03
 FLAGS = '-O3 -march=native -fno-math-errno -fno-trapping-math -fopenmp -shared -fPIC -x c++'   # Of the C++ compiler
 
 @cache
@@ -461,19 +461,23 @@ def _folder():
     if folder.stat().st_uid != os.getuid(): raise Unwritable(f"{folder}, which belongs to somebody else")
     return folder
 
+def _sealed(data): return data + blake2b(data, digest_size=16).digest()      # a loader does not mind the end
+def _intact(path): return path.is_file() and _sealed((data := path.read_bytes())[:-16]) == data
+
 def _library(text):
-    "A compiled text, from disk where it is known"
+    "A compiled text, from disk where it is known and not damaged"
     command = [*shlex.split(os.environ.get('CXX') or 'g++'), *FLAGS.split()]
     key = '\n'.join([text, *command, torch.__version__, platform.machine(), _processor()])
     path = _folder()/f'{blake2b(key.encode(), digest_size=16).hexdigest()}.so'
-    if not path.exists():
+    if not _intact(path):
         with tempfile.TemporaryDirectory(dir=path.parent) as new:
             made = subprocess.run([*command, '-', '-o', f'{new}/update.so'], input=text, text=True, capture_output=True)
             if made.returncode: raise Unwritable(f"the C++ compiler: {made.stderr.strip()[:200]}")
-            os.replace(f'{new}/update.so', path)
+            Path(new, 'sealed').write_bytes(_sealed(Path(new, 'update.so').read_bytes()))
+            os.replace(f'{new}/sealed', path)
     return ctypes.CDLL(str(path))
 
-# %% ../nbs/engine/11_native.ipynb #826aeb69
+# %% ../nbs/engine/11_native.ipynb #1b8a35df
 def native_update(
     update:Callable,  # Of one model: tensors only, those in `apart` with one entry; may change them in place
     args:list,        # Example arguments of all models; not changed
