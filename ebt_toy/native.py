@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_MEMORY', 'FLAGS', 'Unwritable', 'update_source', 'native_update']
 
-# %% ../nbs/engine/11_native.ipynb #b9466888
+# %% ../nbs/engine/11_native.ipynb #f3e7f74b
 import ctypes, getpass, math, os, platform, re, shlex, subprocess, tempfile
 from collections import Counter
 from functools import cache
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from .update import Watch
 
-# %% ../nbs/engine/11_native.ipynb #e18ad067
+# %% ../nbs/engine/11_native.ipynb #d121167a
 class Unwritable(Exception):
     "What cannot be written in C++ here"
 
@@ -33,6 +34,7 @@ class _Tape(Watch):
         self.calls.append((func, args, kwargs or {}, out))
         return out
 
+# %% ../nbs/engine/11_native.ipynb #c7d90859
 class _View(NamedTuple):
     "A way to walk through a block of memory"
     block: int
@@ -54,9 +56,9 @@ class _Step(NamedTuple):
 
 def _place(t): return t.untyped_storage().data_ptr()
 def _rowwise(shape): return tuple(math.prod(shape[i + 1:]) for i in range(len(shape)))
-def _number(v): return f'(T){float(v)!r}'
+def _literal(v): return f'(T){float(v)!r}'
 
-# %% ../nbs/engine/11_native.ipynb #f0cfeb34
+# %% ../nbs/engine/11_native.ipynb #1a0a5fbc
 class _Program:
     "Statements about blocks of memory, of which the first are the arguments"
     def __init__(self, args):
@@ -77,24 +79,28 @@ class _Program:
         self.sizes.append(math.prod(shape))
         return _View(len(self.sizes) - 1, 0, tuple(shape), strides or _rowwise(shape))
 
-    def view(self, t, dtype=torch.float32):
-        "Where a tensor lies; a constant is a number"
-        if not isinstance(t, Tensor): return float(t)
-        block = self.where.get(_place(t))
-        if block is None or t.dtype != dtype: raise Unwritable(f"a tensor of {t.dtype} that is not an argument")
-        return self.constant.get(block, _View(block, t.storage_offset(), tuple(t.shape), t.stride()))
 
-    def target(self, t):
-        "Where to write a tensor: an argument in place, anything else to a new block"
-        block = self.where.get(_place(t))
-        if t.dtype != torch.float32: raise Unwritable(f"a result of {t.dtype}")
-        if block is None: return self.new(t)
-        if t.numel() != self.sizes[block]: raise Unwritable("a change of a part of a tensor")
-        if block >= self.n_args: return self.new(t)
-        self.version[block] += 1
-        return self.view(t)
+# %% ../nbs/engine/11_native.ipynb #f01bcc4e
+@patch
+def view(self:_Program, t, dtype=torch.float32):
+    "Where a tensor lies; a constant is a number"
+    if not isinstance(t, Tensor): return float(t)
+    block = self.where.get(_place(t))
+    if block is None or t.dtype != dtype: raise Unwritable(f"a tensor of {t.dtype} that is not an argument")
+    return self.constant.get(block, _View(block, t.storage_offset(), tuple(t.shape), t.stride()))
 
-# %% ../nbs/engine/11_native.ipynb #4d9a66ae
+@patch
+def target(self:_Program, t):
+    "Where to write a tensor: an argument in place, anything else to a new block"
+    block = self.where.get(_place(t))
+    if t.dtype != torch.float32: raise Unwritable(f"a result of {t.dtype}")
+    if block is None: return self.new(t)
+    if t.numel() != self.sizes[block]: raise Unwritable("a change of a part of a tensor")
+    if block >= self.n_args: return self.new(t)
+    self.version[block] += 1
+    return self.view(t)
+
+# %% ../nbs/engine/11_native.ipynb #0c5903eb
 def _step(p, kind, t, formula, *ins):
     "Add a statement about a tensor or a scratch, unless its value is known; where it lies"
     shape,strides = tuple(t.shape),t.stride() if isinstance(t, Tensor) else t.strides
@@ -111,11 +117,12 @@ def _step(p, kind, t, formula, *ins):
 def _map(p, t, formula, *ins):
     "The same formula for all elements; numbers become part of it"
     names = iter('{%d}' % i for i in range(len(ins)))
-    formula = formula.format(*(next(names) if isinstance(i, _View) else _number(i) for i in ins))
+    formula = formula.format(*(next(names) if isinstance(i, _View) else _literal(i) for i in ins))
     return _step(p, 'map', t, formula, *(i for i in ins if isinstance(i, _View)))
 
-def _full(p, v, shape): return v if isinstance(v, _View) else _map(p, p.scratch(shape), '{0}', v)
+def _spelled_out(p, v, shape): return v if isinstance(v, _View) else _map(p, p.scratch(shape), '{0}', v)
 
+# %% ../nbs/engine/11_native.ipynb #9493ee8a
 def _sum(p, t, formula, dims, after, *ins):
     "A sum over dimensions, all where `dims` is empty or None, and what becomes of it"
     shape = tuple(ins[0].shape)
@@ -133,15 +140,16 @@ def _product(p, t, a, b):
     def whole(v, shape): return v if readable(v) else _map(p, p.scratch(shape), '{0}', v)
     return _step(p, 'product', t, '', whole(a, (m, k)), whole(b, (k, n)))
 
-# %% ../nbs/engine/11_native.ipynb #95c74e59
+# %% ../nbs/engine/11_native.ipynb #62c3cd42
 _formulas = dict(add='{0} + {1}', sub='{0} - {1}', rsub='{1} - {0}', mul='{0}*{1}', div='{0}/{1}', neg='-{0}',
-    clone='{0}', copy='{1}', relu='({0} < 0 ? 0 : {0})', threshold_backward='({1} <= {2} ? 0 : {0})', sqrt='std::sqrt({0})',
-    sigmoid='1/(1 + Exp(-{0}))', tanh='Tanh({0})', exp='Exp({0})', rsqrt='1/std::sqrt({0})', reciprocal='1/{0}',
-    abs='std::abs({0})', sigmoid_backward='{0}*(1 - {1})*{1}', tanh_backward='{0}*(1 - {1}*{1})',
+    clone='{0}', copy='{1}', relu='({0} < 0 ? 0 : {0})', threshold_backward='({1} <= {2} ? 0 : {0})',
+    sqrt='std::sqrt({0})', sigmoid='1/(1 + Exp(-{0}))', tanh='Tanh({0})', exp='Exp({0})', rsqrt='1/std::sqrt({0})',
+    reciprocal='1/{0}', abs='std::abs({0})', sigmoid_backward='{0}*(1 - {1})*{1}', tanh_backward='{0}*(1 - {1}*{1})',
     lerp='{0} + {2}*({1} - {0})', addcmul='{0} + @*{1}*{2}', addcdiv='{0} + @*{1}/{2}',
     clamp_max='({0} > {1} ? {1} : {0})', clamp_min='({0} < {1} ? {1} : {0})')
 _fills = dict(ones_like=1., zeros_like=0., ones=1., zeros=0., zero=0., new_ones=1., new_zeros=0.)
 
+# %% ../nbs/engine/11_native.ipynb #d29be732
 def _pow(p, out, x, n):
     if n not in (2, 3): raise Unwritable(f"the power {n}")
     _map(p, out, '*'.join(['{0}']*int(n)), p.view(x))
@@ -156,11 +164,12 @@ def _silu_backward(p, out, grad, x):
     _map(p, out, '{0}*({1}*(1 + {2}*(1 - {1})))', p.view(grad), s, x)
 
 def _clamp(p, out, x, low=None, high=None):
-    f = '{0}' if low is None else f'({{0}} < {_number(low)} ? {_number(low)} : {{0}})'
-    _map(p, out, f if high is None else f'({f} > {_number(high)} ? {_number(high)} : {f})', p.view(x))
+    f = '{0}' if low is None else f'({{0}} < {_literal(low)} ? {_literal(low)} : {{0}})'
+    _map(p, out, f if high is None else f'({f} > {_literal(high)} ? {_literal(high)} : {f})', p.view(x))
 
 def _addmm(p, out, bias, a, b): _map(p, out, '{0} + {1}', _product(p, p.scratch(out.shape), a, b), p.view(bias))
 
+# %% ../nbs/engine/11_native.ipynb #fb8ce1c5
 def _cat(p, out, parts, dim=0):
     whole,at = p.target(out),0
     for t in parts:
@@ -170,10 +179,10 @@ def _cat(p, out, parts, dim=0):
 def _parts_copied(p, whole, part, value):
     "Write a part of a new block"
     out = _View(whole.block, part.storage_offset(), tuple(part.shape), part.stride())
-    given = ('{0}', (value,)) if isinstance(value, _View) else (_number(value), ())
+    given = ('{0}', (value,)) if isinstance(value, _View) else (_literal(value), ())
     p.steps.append(_Step('map', out, *given))
 
-# %% ../nbs/engine/11_native.ipynb #9c95648a
+# %% ../nbs/engine/11_native.ipynb #8e44d1bc
 def _slice_backward(p, out, grad, sizes, dim, start, end, step):
     whole = p.target(out)
     _parts_copied(p, whole, out, 0.)
@@ -183,17 +192,18 @@ def _index(p, out, x, indices):
     if len(indices) > 1 or indices[0].dim() != 1 or not x.is_contiguous(): raise Unwritable("such an index")
     _step(p, 'rows', out, '', p.view(x), p.view(indices[0], torch.long))
 
-def _total(p, out, x, dims=None, keep=False): _sum(p, out, '{0}', dims, '{0}', _full(p, p.view(x), x.shape))
+def _total(p, out, x, dims=None, keep=False): _sum(p, out, '{0}', dims, '{0}', _spelled_out(p, p.view(x), x.shape))
 def _mean(p, out, x, dims=None, keep=False):
-    _sum(p, out, '{0}', dims, f'{{0}}/{x.numel()//out.numel()}', _full(p, p.view(x), x.shape))
+    _sum(p, out, '{0}', dims, f'{{0}}/{x.numel()//out.numel()}', _spelled_out(p, p.view(x), x.shape))
 
 def _norm(p, out, x, ord=2, dims=None, keep=False):
     if ord != 2: raise Unwritable(f"the norm {ord}")
-    _sum(p, out, '{0}*{0}', dims, 'std::sqrt({0})', _full(p, p.view(x), x.shape))
+    _sum(p, out, '{0}*{0}', dims, 'std::sqrt({0})', _spelled_out(p, p.view(x), x.shape))
 
 def _mse(p, out, a, b):
     if a.shape != b.shape: raise Unwritable("shapes that differ")
-    _sum(p, out, '({0} - {1})*({0} - {1})', None, f'{{0}}/{a.numel()}', *(_full(p, p.view(t), t.shape) for t in (a, b)))
+    both = (_spelled_out(p, p.view(t), t.shape) for t in (a, b))
+    _sum(p, out, '({0} - {1})*({0} - {1})', None, f'{{0}}/{a.numel()}', *both)
 
 def _mse_backward(p, out, grad, a, b, reduction):
     if reduction != 1: raise Unwritable("a loss without a mean")
@@ -203,10 +213,11 @@ _written = dict(pow=_pow, silu=_silu, silu_backward=_silu_backward, clamp=_clamp
     addmm=_addmm, cat=_cat, slice_backward=_slice_backward, index=_index, sum=_total, mean=_mean,
     linalg_vector_norm=_norm, mse_loss=_mse, mse_loss_backward=_mse_backward)
 
-# %% ../nbs/engine/11_native.ipynb #4397ebf5
+# %% ../nbs/engine/11_native.ipynb #d3aa4f5b
 def _add_call(p, func, args, kwargs, out):
     "Add the statements of one call"
-    name,tensors = func._overloadpacket.__name__.removesuffix('_'),[t for t in tree_leaves(out) if isinstance(t, Tensor)]
+    name = func._overloadpacket.__name__.removesuffix('_')
+    tensors = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
     if not tensors: raise Unwritable(f"{func}, which returns no tensor")
     if name in ('empty', 'empty_like', 'new_empty'): return p.new(out)
     if not func._schema.is_mutable and all(_place(t) in p.where for t in tensors): return       # only views
@@ -217,10 +228,11 @@ def _add_call(p, func, args, kwargs, out):
     elif name in _written and not kwargs: _written[name](p, out, *args)
     elif name in _formulas and not set(kwargs) - {'alpha', 'value', 'memory_format'}:
         ins,alpha = [p.view(a) for a in args],kwargs.get('alpha', 1)
-        formula = _formulas[name].replace('@', _number(kwargs.get('value', 1)))
-        _map(p, out, formula if alpha == 1 else formula.replace('{1}', f'{_number(alpha)}*{{1}}'), *ins)
+        formula = _formulas[name].replace('@', _literal(kwargs.get('value', 1)))
+        _map(p, out, formula if alpha == 1 else formula.replace('{1}', f'{_literal(alpha)}*{{1}}'), *ins)
     else: raise Unwritable(f"{func} {kwargs or ''}")
 
+# %% ../nbs/engine/11_native.ipynb #5d35673a
 def _program(update, args):
     "The statements of an update"
     real = [a.clone() for a in args]
@@ -234,7 +246,7 @@ def _program(update, args):
         if s.out.block in alive: needed.append(s), alive.update(i.block for i in s.ins)
     return p,needed[::-1]
 
-# %% ../nbs/engine/11_native.ipynb #14b82cc0
+# %% ../nbs/engine/11_native.ipynb #ca38fdcc
 def _walk(s):
     "How a formula walks through its elements: sizes of the loops, and the strides of each operand"
     order = sorted((d for d,n in enumerate(s.out.shape) if n != 1), key=lambda d: -s.out.strides[d])
@@ -260,24 +272,24 @@ def _loops(steps):
         made[-1][1].append((out, ins, s.formula))
     return made
 
-def _blocks(part):
+def _blocks_of(part):
     "The blocks that a part of the program touches"
     views = (part.out, *part.ins) if isinstance(part, _Step) else [v for o,i,_ in part[1] for v in (o, *i)]
     return dict.fromkeys(v[0] for v in views)
 
-# %% ../nbs/engine/11_native.ipynb #35e9cb14
+# %% ../nbs/engine/11_native.ipynb #17f3a792
 def _layout(parts, sizes, n_args):
     "Where each block begins, in a space that others take over once nobody reads it; its size; where each is last read"
-    last,first = {b: k for k,part in enumerate(parts) for b in _blocks(part)},{}
-    for k,part in enumerate(parts): [first.setdefault(b, k) for b in _blocks(part)]
+    last,first = {b: k for k,part in enumerate(parts) for b in _blocks_of(part)},{}
+    for k,part in enumerate(parts): [first.setdefault(b, k) for b in _blocks_of(part)]
     begin,free,end = {},[],0
     def room(b): return -(-sizes[b]//16)*16
     for k,part in enumerate(parts):
-        for b in _blocks(part):
+        for b in _blocks_of(part):
             if b < n_args or b in begin or first[b] == last[b]: continue      # the last live in registers
             if spot := next((f for f in free if f[0] == room(b)), None): free.remove(spot)
             begin[b],end = (spot[1], end) if spot else (end, end + room(b))
-        free += [(room(b), begin[b]) for b in _blocks(part) if b in begin and last[b] == k]
+        free += [(room(b), begin[b]) for b in _blocks_of(part) if b in begin and last[b] == k]
     return begin,end,last
 
 def _at(block, offset, strides):
@@ -290,6 +302,7 @@ def _for(sizes, first=0, pragma='GCC ivdep'):
     heads = [f'for (int i{d} = 0; i{d} < {n}; i{d}++) ' for d,n in enumerate(sizes, first)]
     return ''.join(heads[:-1]) + ''.join(f'\n#pragma {pragma}\n{h}' for h in heads[-1:] if pragma)
 
+# %% ../nbs/engine/11_native.ipynb #9be9fd47
 def _merged(sizes, strides):
     "Nested loops as one, where the strides of all operands allow it"
     sizes,strides = list(sizes),[list(s) for s in strides]
@@ -299,7 +312,7 @@ def _merged(sizes, strides):
             for s in strides: del s[d]
     return sizes,strides
 
-# %% ../nbs/engine/11_native.ipynb #86c283a8
+# %% ../nbs/engine/11_native.ipynb #b652db0f
 def _map_text(sizes, loop, kept):
     "A loop over formulas; results are stored where `kept` has their block"
     views = list(dict.fromkeys(v for o,i,_ in loop for v in (o, *i)))
@@ -317,6 +330,7 @@ def _map_text(sizes, loop, kept):
         if out[0] in kept: lines.append(f'{at[out]} = {local[out]};')
     return _for(sizes) + '{\n  ' + '\n  '.join(lines) + '\n}'
 
+# %% ../nbs/engine/11_native.ipynb #4de6f073
 def _sum_text(out, formula, ins):
     "A sum: row added to row where the sums lie side by side, otherwise one after the other"
     shape = ins[0].shape
@@ -331,7 +345,7 @@ def _sum_text(out, formula, ins):
     inner = _for(sizes[len(kept):], len(kept), 'omp simd reduction(+:sum)')
     return f'{heads}{{ double sum = 0; {inner}sum += {text}; {at(out)} = sum; }}'
 
-# %% ../nbs/engine/11_native.ipynb #d8451788
+# %% ../nbs/engine/11_native.ipynb #52d727ad
 def _product_text(out, _, ins):
     "A call of BLAS, which keeps matrices by columns: so it gets all of them transposed"
     (a,b),(m,n) = ins,out.shape
@@ -359,7 +373,7 @@ def _called(text, functions):
     name = functions.setdefault((text, len(blocks)), f'part{len(functions)}')
     return f"if ({name}({', '.join(blocks)})) return 1;"
 
-# %% ../nbs/engine/11_native.ipynb #cfba7d03
+# %% ../nbs/engine/11_native.ipynb #dccf2ba5
 _HEAD = '''#include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -372,7 +386,8 @@ static inline void product(const char *t, int n, int m, int k, const T *b, int l
   gemm(t, t + 1, &n, &m, &k, &one, b, &lb, a, &la, &zero, c, &n);
 }
 static inline T Exp(T x) {     // to 2 units in the last place, and without branches (Cephes)
-  const T y = x > 89 ? 89 : x < -104 ? -104 : x, n = std::rint(y*1.44269504f), r = y - n*0.693359375f + n*2.12194440e-4f;
+  const T y = x > 89 ? 89 : x < -104 ? -104 : x, n = std::rint(y*1.44269504f);
+  const T r = y - n*0.693359375f + n*2.12194440e-4f;
   T p = ((1.9875691500e-4f*r + 1.3981999507e-3f)*r + 8.3334519073e-3f)*r + 4.1665795894e-2f;
   p = ((p*r + 1.6666665459e-1f)*r + 5.0000001201e-1f)*r*r + r + 1;
   const int32_t half = (int32_t)n >> 1, low = (half + 127) << 23, high = ((int32_t)n - half + 127) << 23;
@@ -387,7 +402,7 @@ static inline T Tanh(T x) {
 }
 '''
 
-# %% ../nbs/engine/11_native.ipynb #70180f96
+# %% ../nbs/engine/11_native.ipynb #a236741f
 _TAIL = '''  return 0;
 }
 extern "C" int update(int n, int threads, char **args, const int64_t *bytes, Gemm g) {
@@ -403,6 +418,7 @@ extern "C" int update(int n, int threads, char **args, const int64_t *bytes, Gem
 }
 '''
 
+# %% ../nbs/engine/11_native.ipynb #789e53c2
 MOST_MEMORY = 2**26   # Bytes for what an update computes on the way
 
 def update_source(
@@ -418,14 +434,14 @@ def update_source(
     Returns:
         Ends with the function `update`, which makes one update for each of several models
     """
-    if any(a.device.type != 'cpu' or not a.is_contiguous() for a in args): raise Unwritable("arguments that lie elsewhere")
+    if any(a.device.type != 'cpu' or not a.is_contiguous() for a in args): raise Unwritable("such arguments")
     p,steps = _program(update, args)
     parts,functions = _loops(steps),{}
     begin,size,last = _layout(parts, p.sizes, p.n_args)
     if 4*size > MOST_MEMORY: raise Unwritable(f"{4*size:,} bytes of memory")
     def text(k, part):
         if isinstance(part, _Step): return _texts[part.kind](*part[1:])
-        return _map_text(*part, {b for b in _blocks(part) if b < p.n_args or last[b] > k})
+        return _map_text(*part, {b for b in _blocks_of(part) if b < p.n_args or last[b] > k})
     body = [_called(text(k, part), functions) for k,part in enumerate(parts)]
     blocks = [f'T *const b{i} = (T*)args[{i}];' for i in range(p.n_args)]
     blocks += [f'T *const b{b} = arena + {k};' for b,k in begin.items()]
@@ -436,7 +452,7 @@ def update_source(
     arena = f'alignas(64) static thread_local T arena[{max(size, 1)}];\nstatic int one(char **args) {{\n  '
     return ''.join([_HEAD, *made, arena, '\n  '.join(blocks + body), '\n', _TAIL % dict(n=p.n_args)])
 
-# %% ../nbs/engine/11_native.ipynb #9050eb03
+# %% ../nbs/engine/11_native.ipynb #a1617d9d
 FLAGS = '-O3 -march=native -fno-math-errno -fno-trapping-math -fopenmp -shared -fPIC -x c++'   # Of the C++ compiler
 
 @cache
@@ -453,7 +469,8 @@ def _gemm():
     name = Path(torch.__file__).parent/'lib'/'libtorch_cpu.so'
     return ctypes.cast(ctypes.CDLL(str(name)).sgemm_, ctypes.c_void_p)
 
-def _folder():
+# %% ../nbs/engine/11_native.ipynb #d63ca2ca
+def _library_folder():
     "Where compiled updates are kept; one that belongs to somebody else is refused"
     base = os.environ.get('TORCHINDUCTOR_CACHE_DIR') or Path(tempfile.gettempdir())/f'torchinductor_{getpass.getuser()}'
     folder = Path(base)/'ebt_toy'
@@ -468,7 +485,7 @@ def _library(text):
     "A compiled text, from disk where it is known and not damaged"
     command = [*shlex.split(os.environ.get('CXX') or 'g++'), *FLAGS.split()]
     key = '\n'.join([text, *command, torch.__version__, platform.machine(), _processor()])
-    path = _folder()/f'{blake2b(key.encode(), digest_size=16).hexdigest()}.so'
+    path = _library_folder()/f'{blake2b(key.encode(), digest_size=16).hexdigest()}.so'
     if not _intact(path):
         with tempfile.TemporaryDirectory(dir=path.parent) as new:
             made = subprocess.run([*command, '-', '-o', f'{new}/update.so'], input=text, text=True, capture_output=True)
@@ -477,13 +494,13 @@ def _library(text):
             os.replace(f'{new}/sealed', path)
     return ctypes.CDLL(str(path))
 
-# %% ../nbs/engine/11_native.ipynb #1b8a35df
+# %% ../nbs/engine/11_native.ipynb #ce09411f
 def native_update(
     update:Callable,  # Of one model: tensors only, those in `apart` with one entry; may change them in place
     args:list,        # Example arguments of all models; not changed
     apart:list        # For each argument whether it has an entry for each model
 ) -> Callable:        # Takes the same arguments; returns a list of one tensor, with an entry for each model
-    """Compile an update with a C++ compiler alone, for any number of models; raises `Unwritable` or `OSError` where it cannot
+    """Compile an update with a C++ compiler alone, for any number of models; raises `Unwritable` or `OSError` if it can't
 
     Args:
         update: Of one model: tensors only, those in `apart` with one entry; may change them in place
@@ -503,6 +520,7 @@ def native_update(
         if [like(a) for a in args] != expected: raise ValueError("args: expected tensors like those of the example")
         value = torch.empty(n)
         pointers = Pointers(*(a.data_ptr() for a in args), value.data_ptr())
-        if library.update(n, torch.get_num_threads(), pointers, steps, gemm): raise IndexError("a row that is not there")
+        bad = library.update(n, torch.get_num_threads(), pointers, steps, gemm)
+        if bad: raise IndexError("args: expected numbers of rows that exist, got others")
         return [value]
     return run
