@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_MEMORY', 'FLAGS', 'Unwritable', 'update_source', 'native_update']
 
-# %% ../nbs/engine/11_native.ipynb #f3e7f74b
+# %% ../nbs/engine/11_native.ipynb #1bcc2dae
 import ctypes, getpass, math, os, platform, re, shlex, subprocess, tempfile
 from collections import Counter
 from functools import cache
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from .update import Watch
 
-# %% ../nbs/engine/11_native.ipynb #d121167a
+# %% ../nbs/engine/11_native.ipynb #eba7ee02
 class Unwritable(Exception):
     "What cannot be written in C++ here"
 
@@ -34,7 +34,7 @@ class _Tape(Watch):
         self.calls.append((func, args, kwargs or {}, out))
         return out
 
-# %% ../nbs/engine/11_native.ipynb #c7d90859
+# %% ../nbs/engine/11_native.ipynb #3d8896c9
 class _View(NamedTuple):
     "A way to walk through a block of memory"
     block: int
@@ -58,7 +58,7 @@ def _place(t): return t.untyped_storage().data_ptr()
 def _rowwise(shape): return tuple(math.prod(shape[i + 1:]) for i in range(len(shape)))
 def _literal(v): return f'(T){float(v)!r}'
 
-# %% ../nbs/engine/11_native.ipynb #1a0a5fbc
+# %% ../nbs/engine/11_native.ipynb #300d4b90
 class _Program:
     "Statements about blocks of memory, of which the first are the arguments"
     def __init__(self, args):
@@ -80,9 +80,9 @@ class _Program:
         return _View(len(self.sizes) - 1, 0, tuple(shape), strides or _rowwise(shape))
 
 
-# %% ../nbs/engine/11_native.ipynb #f01bcc4e
+# %% ../nbs/engine/11_native.ipynb #955e46b3
 @patch
-def view(self:_Program, t, dtype=torch.float32):
+def found(self:_Program, t, dtype=torch.float32):
     "Where a tensor lies; a constant is a number"
     if not isinstance(t, Tensor): return float(t)
     block = self.where.get(_place(t))
@@ -98,9 +98,9 @@ def target(self:_Program, t):
     if t.numel() != self.sizes[block]: raise Unwritable("a change of a part of a tensor")
     if block >= self.n_args: return self.new(t)
     self.version[block] += 1
-    return self.view(t)
+    return self.found(t)
 
-# %% ../nbs/engine/11_native.ipynb #0c5903eb
+# %% ../nbs/engine/11_native.ipynb #7dff340c
 def _step(p, kind, t, formula, *ins):
     "Add a statement about a tensor or a scratch, unless its value is known; where it lies"
     shape,strides = tuple(t.shape),t.stride() if isinstance(t, Tensor) else t.strides
@@ -122,7 +122,7 @@ def _map(p, t, formula, *ins):
 
 def _spelled_out(p, v, shape): return v if isinstance(v, _View) else _map(p, p.scratch(shape), '{0}', v)
 
-# %% ../nbs/engine/11_native.ipynb #9493ee8a
+# %% ../nbs/engine/11_native.ipynb #1f82f2e6
 def _sum(p, t, formula, dims, after, *ins):
     "A sum over dimensions, all where `dims` is empty or None, and what becomes of it"
     shape = tuple(ins[0].shape)
@@ -133,14 +133,14 @@ def _sum(p, t, formula, dims, after, *ins):
 def _product(p, t, a, b):
     "A product of matrices; BLAS reads those of which one stride is 1"
     (m,k),(_,n) = a.shape,b.shape
-    a,b = p.view(a),p.view(b)
+    a,b = p.found(a),p.found(b)
     if k == 1: return _map(p, t, '{0}*{1}', a, b)
     if isinstance(t, Tensor) and not t.is_contiguous(): raise Unwritable("a product that is transposed")
     def readable(v): return isinstance(v, _View) and 1 in v.strides and 0 not in v.strides
     def whole(v, shape): return v if readable(v) else _map(p, p.scratch(shape), '{0}', v)
     return _step(p, 'product', t, '', whole(a, (m, k)), whole(b, (k, n)))
 
-# %% ../nbs/engine/11_native.ipynb #62c3cd42
+# %% ../nbs/engine/11_native.ipynb #db1b6125
 _formulas = dict(add='{0} + {1}', sub='{0} - {1}', rsub='{1} - {0}', mul='{0}*{1}', div='{0}/{1}', neg='-{0}',
     clone='{0}', copy='{1}', relu='({0} < 0 ? 0 : {0})', threshold_backward='({1} <= {2} ? 0 : {0})',
     sqrt='std::sqrt({0})', sigmoid='1/(1 + Exp(-{0}))', tanh='Tanh({0})', exp='Exp({0})', rsqrt='1/std::sqrt({0})',
@@ -149,31 +149,31 @@ _formulas = dict(add='{0} + {1}', sub='{0} - {1}', rsub='{1} - {0}', mul='{0}*{1
     clamp_max='({0} > {1} ? {1} : {0})', clamp_min='({0} < {1} ? {1} : {0})')
 _fills = dict(ones_like=1., zeros_like=0., ones=1., zeros=0., zero=0., new_ones=1., new_zeros=0.)
 
-# %% ../nbs/engine/11_native.ipynb #d29be732
+# %% ../nbs/engine/11_native.ipynb #45ffab0f
 def _pow(p, out, x, n):
     if n not in (2, 3): raise Unwritable(f"the power {n}")
-    _map(p, out, '*'.join(['{0}']*int(n)), p.view(x))
+    _map(p, out, '*'.join(['{0}']*int(n)), p.found(x))
 
 def _silu(p, out, x):
-    x = p.view(x)
+    x = p.found(x)
     _map(p, out, '{0}*{1}', x, _map(p, p.scratch(out.shape, out.stride()), _formulas['sigmoid'], x))
 
 def _silu_backward(p, out, grad, x):
-    x = p.view(x)
+    x = p.found(x)
     s = _map(p, p.scratch(out.shape, out.stride()), _formulas['sigmoid'], x)
-    _map(p, out, '{0}*({1}*(1 + {2}*(1 - {1})))', p.view(grad), s, x)
+    _map(p, out, '{0}*({1}*(1 + {2}*(1 - {1})))', p.found(grad), s, x)
 
 def _clamp(p, out, x, low=None, high=None):
     f = '{0}' if low is None else f'({{0}} < {_literal(low)} ? {_literal(low)} : {{0}})'
-    _map(p, out, f if high is None else f'({f} > {_literal(high)} ? {_literal(high)} : {f})', p.view(x))
+    _map(p, out, f if high is None else f'({f} > {_literal(high)} ? {_literal(high)} : {f})', p.found(x))
 
-def _addmm(p, out, bias, a, b): _map(p, out, '{0} + {1}', _product(p, p.scratch(out.shape), a, b), p.view(bias))
+def _addmm(p, out, bias, a, b): _map(p, out, '{0} + {1}', _product(p, p.scratch(out.shape), a, b), p.found(bias))
 
-# %% ../nbs/engine/11_native.ipynb #fb8ce1c5
+# %% ../nbs/engine/11_native.ipynb #10b4f441
 def _cat(p, out, parts, dim=0):
     whole,at = p.target(out),0
     for t in parts:
-        _parts_copied(p, whole, out.narrow(dim, at, t.shape[dim]), p.view(t))
+        _parts_copied(p, whole, out.narrow(dim, at, t.shape[dim]), p.found(t))
         at += t.shape[dim]
 
 def _parts_copied(p, whole, part, value):
@@ -182,38 +182,38 @@ def _parts_copied(p, whole, part, value):
     given = ('{0}', (value,)) if isinstance(value, _View) else (_literal(value), ())
     p.steps.append(_Step('map', out, *given))
 
-# %% ../nbs/engine/11_native.ipynb #8e44d1bc
+# %% ../nbs/engine/11_native.ipynb #a3828a70
 def _slice_backward(p, out, grad, sizes, dim, start, end, step):
     whole = p.target(out)
     _parts_copied(p, whole, out, 0.)
-    _parts_copied(p, whole, torch.ops.aten.slice(out, dim, start, end, step), p.view(grad))
+    _parts_copied(p, whole, torch.ops.aten.slice(out, dim, start, end, step), p.found(grad))
 
 def _index(p, out, x, indices):
     if len(indices) > 1 or indices[0].dim() != 1 or not x.is_contiguous(): raise Unwritable("such an index")
-    _step(p, 'rows', out, '', p.view(x), p.view(indices[0], torch.long))
+    _step(p, 'rows', out, '', p.found(x), p.found(indices[0], torch.long))
 
-def _total(p, out, x, dims=None, keep=False): _sum(p, out, '{0}', dims, '{0}', _spelled_out(p, p.view(x), x.shape))
+def _total(p, out, x, dims=None, keep=False): _sum(p, out, '{0}', dims, '{0}', _spelled_out(p, p.found(x), x.shape))
 def _mean(p, out, x, dims=None, keep=False):
-    _sum(p, out, '{0}', dims, f'{{0}}/{x.numel()//out.numel()}', _spelled_out(p, p.view(x), x.shape))
+    _sum(p, out, '{0}', dims, f'{{0}}/{x.numel()//out.numel()}', _spelled_out(p, p.found(x), x.shape))
 
 def _norm(p, out, x, ord=2, dims=None, keep=False):
     if ord != 2: raise Unwritable(f"the norm {ord}")
-    _sum(p, out, '{0}*{0}', dims, 'std::sqrt({0})', _spelled_out(p, p.view(x), x.shape))
+    _sum(p, out, '{0}*{0}', dims, 'std::sqrt({0})', _spelled_out(p, p.found(x), x.shape))
 
 def _mse(p, out, a, b):
     if a.shape != b.shape: raise Unwritable("shapes that differ")
-    both = (_spelled_out(p, p.view(t), t.shape) for t in (a, b))
+    both = (_spelled_out(p, p.found(t), t.shape) for t in (a, b))
     _sum(p, out, '({0} - {1})*({0} - {1})', None, f'{{0}}/{a.numel()}', *both)
 
 def _mse_backward(p, out, grad, a, b, reduction):
     if reduction != 1: raise Unwritable("a loss without a mean")
-    _map(p, out, f'{{0}}*({{1}} - {{2}})*((T)2/{a.numel()})', *map(p.view, (grad, a, b)))
+    _map(p, out, f'{{0}}*({{1}} - {{2}})*((T)2/{a.numel()})', *map(p.found, (grad, a, b)))
 
 _written = dict(pow=_pow, silu=_silu, silu_backward=_silu_backward, clamp=_clamp, mm=_product,
     addmm=_addmm, cat=_cat, slice_backward=_slice_backward, index=_index, sum=_total, mean=_mean,
     linalg_vector_norm=_norm, mse_loss=_mse, mse_loss_backward=_mse_backward)
 
-# %% ../nbs/engine/11_native.ipynb #d3aa4f5b
+# %% ../nbs/engine/11_native.ipynb #eea6ace7
 def _add_call(p, func, args, kwargs, out):
     "Add the statements of one call"
     name = func._overloadpacket.__name__.removesuffix('_')
@@ -227,12 +227,92 @@ def _add_call(p, func, args, kwargs, out):
         p.constant[block] = float(given)
     elif name in _written and not kwargs: _written[name](p, out, *args)
     elif name in _formulas and not set(kwargs) - {'alpha', 'value', 'memory_format'}:
-        ins,alpha = [p.view(a) for a in args],kwargs.get('alpha', 1)
+        ins,alpha = [p.found(a) for a in args],kwargs.get('alpha', 1)
         formula = _formulas[name].replace('@', _literal(kwargs.get('value', 1)))
         _map(p, out, formula if alpha == 1 else formula.replace('{1}', f'{_literal(alpha)}*{{1}}'), *ins)
     else: raise Unwritable(f"{func} {kwargs or ''}")
 
-# %% ../nbs/engine/11_native.ipynb #5d35673a
+# %% ../nbs/engine/11_native.ipynb #46c917bd
+def _needed(p):
+    "Statements without those whose result nobody reads"
+    alive,needed = set(range(p.n_args)),[]
+    for s in reversed(p.steps):
+        if s.out.block in alive: needed.append(s), alive.update(i.block for i in s.ins)
+    return needed[::-1]
+
+def _is_copy(s): return s.kind == 'map' and s.formula == '{0}' and len(s.ins) == 1
+def _is_rowwise(v): return v.strides == _rowwise(v.shape)
+
+# %% ../nbs/engine/11_native.ipynb #4b06fc05
+def _split_products(p):
+    "A product of glued columns as a sum of products, where others have one of them in common"
+    pieces,steps,known = {},[],{}
+    for s in p.steps: pieces.setdefault(s.out.block, []).append(s)
+    def parts(s):
+        a,b = s.ins if s.kind == 'product' else (None, None)
+        made = pieces.get(a.block, []) if a and _is_rowwise(a) else []
+        def fits(c):
+            shape = c.out.shape
+            return _is_copy(c) and len(shape) == 2 and shape[0] == a.shape[0] and c.out.offset < a.shape[1]
+        if len(made) < 2 or not all(map(fits, made)): return []
+        def rows(c): return b._replace(offset=b.offset + c.out.offset*b.strides[0], shape=(c.out.shape[1], b.shape[1]))
+        def source(c):
+            v = c.ins[0]
+            return v if v.block >= p.n_args and v.shape == c.out.shape and v.strides[1] == 1 else c.out
+        return [(source(c), rows(c)) for c in made]
+    common = Counter(part for s in p.steps for part in parts(s))
+    for s in p.steps:
+        terms = parts(s)
+        if s.out.block < p.n_args: known.clear()         # weights have changed
+        if not any(common[t] > 1 for t in terms):
+            steps.append(s)
+            continue
+        for t in terms:
+            if t in known: continue
+            known[t] = p.scratch(s.out.shape)
+            steps.append(_Step('product', known[t], '', t))
+        formula = ' + '.join('{%d}' % i for i in range(len(terms)))
+        steps.append(_Step('map', s.out, formula, tuple(known[t] for t in terms)))
+    return steps
+
+# %% ../nbs/engine/11_native.ipynb #535b2f4e
+def _narrow_products(p):
+    "Products without columns that nobody reads"
+    read,steps,moved = {},[],{}
+    for s in p.steps:
+        for i in s.ins: read.setdefault(i.block, set()).add(i)
+    for s in p.steps:
+        views = read.get(s.out.block, ())
+        if s.kind == 'product' and s.out.block >= p.n_args and len(views) == 1:
+            (view,),(a,b),(m,n) = views,s.ins,s.out.shape
+            width = -(-view.shape[-1]//16)*16            # BLAS is slow with ten columns, and quick with sixteen
+            if view.strides == s.out.strides and view.shape[0] == m and width < n:
+                first,new = min(view.offset, n - width),p.scratch((m, width))
+                moved[view] = _View(new.block, view.offset - first, view.shape, new.strides)
+                columns = b._replace(offset=b.offset + first*b.strides[1], shape=(b.shape[0], width))
+                s = s._replace(out=new, ins=(a, columns))
+        steps.append(s._replace(ins=tuple(moved.get(i, i) for i in s.ins)))
+    return steps
+
+# %% ../nbs/engine/11_native.ipynb #117a2b91
+def _without_copies(p):
+    "Statements that write at once to where their result would be copied"
+    writers,readers,steps = {},Counter(i.block for s in p.steps for i in s.ins),dict(enumerate(p.steps))
+    for k,s in steps.items(): writers.setdefault(s.out.block, []).append(k)
+    glued = {b for b,ks in writers.items() if b >= p.n_args and all(_is_copy(steps[k]) for k in ks)}
+    for k,s in list(steps.items()):
+        if s.out.block not in glued or not _is_copy(s): continue
+        source,made = s.ins[0],writers.get(s.ins[0].block, ())
+        if source.block < p.n_args or readers[source.block] > 1 or len(made) != 1 or source.offset: continue
+        out = steps[made[0]].out
+        same = math.prod(out.shape) == math.prod(s.out.shape) and all(map(_is_rowwise, (out, source, s.out)))
+        if out.offset or not same: continue
+        steps[made[0]] = steps[made[0]]._replace(out=out._replace(block=s.out.block, offset=s.out.offset))
+        writers[s.out.block] = [made[0] if i == k else i for i in writers[s.out.block]]
+        del steps[k]
+    return list(steps.values())
+
+# %% ../nbs/engine/11_native.ipynb #1a1117a1
 def _program(update, args):
     "The statements of an update"
     real = [a.clone() for a in args]
@@ -240,13 +320,11 @@ def _program(update, args):
     value = torch.zeros_like(result)
     p = _Program([*real, value])
     for call in tape.calls: _add_call(p, *call)
-    _map(p, value, '{0}', p.view(result))
-    alive,needed = set(range(p.n_args)),[]
-    for s in reversed(p.steps):          # what nobody reads is left out
-        if s.out.block in alive: needed.append(s), alive.update(i.block for i in s.ins)
-    return p,needed[::-1]
+    _map(p, value, '{0}', p.found(result))
+    for shorter in (_needed, _split_products, _needed, _narrow_products, _without_copies): p.steps = shorter(p)
+    return p,p.steps
 
-# %% ../nbs/engine/11_native.ipynb #ca38fdcc
+# %% ../nbs/engine/11_native.ipynb #c8e169a0
 def _walk(s):
     "How a formula walks through its elements: sizes of the loops, and the strides of each operand"
     order = sorted((d for d,n in enumerate(s.out.shape) if n != 1), key=lambda d: -s.out.strides[d])
@@ -277,7 +355,7 @@ def _blocks_of(part):
     views = (part.out, *part.ins) if isinstance(part, _Step) else [v for o,i,_ in part[1] for v in (o, *i)]
     return dict.fromkeys(v[0] for v in views)
 
-# %% ../nbs/engine/11_native.ipynb #17f3a792
+# %% ../nbs/engine/11_native.ipynb #8255fdbd
 def _layout(parts, sizes, n_args):
     "Where each block begins, in a space that others take over once nobody reads it; its size; where each is last read"
     last,first = {b: k for k,part in enumerate(parts) for b in _blocks_of(part)},{}
@@ -302,7 +380,7 @@ def _for(sizes, first=0, pragma='GCC ivdep'):
     heads = [f'for (int i{d} = 0; i{d} < {n}; i{d}++) ' for d,n in enumerate(sizes, first)]
     return ''.join(heads[:-1]) + ''.join(f'\n#pragma {pragma}\n{h}' for h in heads[-1:] if pragma)
 
-# %% ../nbs/engine/11_native.ipynb #9be9fd47
+# %% ../nbs/engine/11_native.ipynb #3ffe7f4a
 def _merged(sizes, strides):
     "Nested loops as one, where the strides of all operands allow it"
     sizes,strides = list(sizes),[list(s) for s in strides]
@@ -312,7 +390,7 @@ def _merged(sizes, strides):
             for s in strides: del s[d]
     return sizes,strides
 
-# %% ../nbs/engine/11_native.ipynb #b652db0f
+# %% ../nbs/engine/11_native.ipynb #0cfe84aa
 def _map_text(sizes, loop, kept):
     "A loop over formulas; results are stored where `kept` has their block"
     views = list(dict.fromkeys(v for o,i,_ in loop for v in (o, *i)))
@@ -330,7 +408,7 @@ def _map_text(sizes, loop, kept):
         if out[0] in kept: lines.append(f'{at[out]} = {local[out]};')
     return _for(sizes) + '{\n  ' + '\n  '.join(lines) + '\n}'
 
-# %% ../nbs/engine/11_native.ipynb #4de6f073
+# %% ../nbs/engine/11_native.ipynb #2ad2fec1
 def _sum_text(out, formula, ins):
     "A sum: row added to row where the sums lie side by side, otherwise one after the other"
     shape = ins[0].shape
@@ -339,30 +417,30 @@ def _sum_text(out, formula, ins):
     order,by_rows = (gone + kept, True) if order and order[-1] in kept else (kept + gone, False)
     def at(v): return _at(v.block, v.offset, [v.over(shape)[d] for d in order])
     sizes,text = [shape[d] for d in order],formula.format(*map(at, ins))
-    zero = f'std::memset(b{out.block}, 0, {math.prod(out.shape)}*sizeof(T));\n'
+    zero = f'std::memset(b{out.block} + {out.offset}, 0, {math.prod(out.shape)}*sizeof(T));\n'
     if by_rows: return f'{zero}{_for(sizes)}{at(out)} += {text};'
     heads = ''.join(f'for (int i{d} = 0; i{d} < {n}; i{d}++) ' for d,n in enumerate(sizes[:len(kept)]))
     inner = _for(sizes[len(kept):], len(kept), 'omp simd reduction(+:sum)')
     return f'{heads}{{ double sum = 0; {inner}sum += {text}; {at(out)} = sum; }}'
 
-# %% ../nbs/engine/11_native.ipynb #52d727ad
+# %% ../nbs/engine/11_native.ipynb #c515eb26
 def _product_text(out, _, ins):
     "A call of BLAS, which keeps matrices by columns: so it gets all of them transposed"
     (a,b),(m,n) = ins,out.shape
     def form(v): return ('N', v.strides[0]) if v.strides[1] == 1 else ('T', v.strides[1])
     (ta,la),(tb,lb) = form(a),form(b)
-    sizes = f'{n}, {m}, {a.shape[1]}'
+    sizes,target = f'{n}, {m}, {a.shape[1]}',f'b{out.block} + {out.offset}'
     la,lb = max(la, a.shape[ta == 'N']),max(lb, b.shape[tb == 'N'])
-    return f'product("{tb}{ta}", {sizes}, b{b.block} + {b.offset}, {lb}, b{a.block} + {a.offset}, {la}, b{out.block});'
+    return f'product("{tb}{ta}", {sizes}, b{b.block} + {b.offset}, {lb}, b{a.block} + {a.offset}, {la}, {target});'
 
 def _rows_text(out, _, ins):
     "Rows of a matrix, with PyTorch's check of their numbers"
-    x,rows = ins
+    (x,rows),target = ins,f'b{out.block} + {out.offset}'
     n,width = x.shape[0],math.prod(x.shape[1:])
     number = f'((const int64_t*)b{rows.block})[{rows.offset} + i*{rows.strides[0]}]'
     return (f'for (int64_t i = 0; i < {rows.shape[0]}; i++) {{ int64_t r = {number};\n'
             f'  if (r < 0) r += {n};\n  if (r < 0 || r >= {n}) return 1;\n'
-            f'  std::memcpy(b{out.block} + i*{width}, b{x.block} + {x.offset} + r*{width}, {width}*sizeof(T)); }}')
+            f'  std::memcpy({target} + i*{width}, b{x.block} + {x.offset} + r*{width}, {width}*sizeof(T)); }}')
 
 _texts = dict(sum=_sum_text, product=_product_text, rows=_rows_text)
 
@@ -373,7 +451,7 @@ def _called(text, functions):
     name = functions.setdefault((text, len(blocks)), f'part{len(functions)}')
     return f"if ({name}({', '.join(blocks)})) return 1;"
 
-# %% ../nbs/engine/11_native.ipynb #dccf2ba5
+# %% ../nbs/engine/11_native.ipynb #17b6f2cc
 _HEAD = '''#include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -402,7 +480,7 @@ static inline T Tanh(T x) {
 }
 '''
 
-# %% ../nbs/engine/11_native.ipynb #a236741f
+# %% ../nbs/engine/11_native.ipynb #f6cfdaed
 _TAIL = '''  return 0;
 }
 extern "C" int update(int n, int threads, char **args, const int64_t *bytes, Gemm g) {
@@ -418,7 +496,7 @@ extern "C" int update(int n, int threads, char **args, const int64_t *bytes, Gem
 }
 '''
 
-# %% ../nbs/engine/11_native.ipynb #789e53c2
+# %% ../nbs/engine/11_native.ipynb #24787225
 MOST_MEMORY = 2**26   # Bytes for what an update computes on the way
 
 def update_source(
@@ -452,7 +530,7 @@ def update_source(
     arena = f'alignas(64) static thread_local T arena[{max(size, 1)}];\nstatic int one(char **args) {{\n  '
     return ''.join([_HEAD, *made, arena, '\n  '.join(blocks + body), '\n', _TAIL % dict(n=p.n_args)])
 
-# %% ../nbs/engine/11_native.ipynb #a1617d9d
+# %% ../nbs/engine/11_native.ipynb #3e98ca99
 FLAGS = '-O3 -march=native -fno-math-errno -fno-trapping-math -fopenmp -shared -fPIC -x c++'   # Of the C++ compiler
 
 @cache
@@ -469,7 +547,7 @@ def _gemm():
     name = Path(torch.__file__).parent/'lib'/'libtorch_cpu.so'
     return ctypes.cast(ctypes.CDLL(str(name)).sgemm_, ctypes.c_void_p)
 
-# %% ../nbs/engine/11_native.ipynb #d63ca2ca
+# %% ../nbs/engine/11_native.ipynb #bef86845
 def _library_folder():
     "Where compiled updates are kept; one that belongs to somebody else is refused"
     base = os.environ.get('TORCHINDUCTOR_CACHE_DIR') or Path(tempfile.gettempdir())/f'torchinductor_{getpass.getuser()}'
@@ -494,13 +572,13 @@ def _library(text):
             os.replace(f'{new}/sealed', path)
     return ctypes.CDLL(str(path))
 
-# %% ../nbs/engine/11_native.ipynb #ce09411f
+# %% ../nbs/engine/11_native.ipynb #f7026a00
 def native_update(
     update:Callable,  # Of one model: tensors only, those in `apart` with one entry; may change them in place
     args:list,        # Example arguments of all models; not changed
     apart:list        # For each argument whether it has an entry for each model
 ) -> Callable:        # Takes the same arguments; returns a list of one tensor, with an entry for each model
-    """Compile an update with a C++ compiler alone, for any number of models; raises `Unwritable` or `OSError` if it can't
+    """Compile an update with a C++ compiler alone, for any number of models; raises `Unwritable` or `OSError`
 
     Args:
         update: Of one model: tensors only, those in `apart` with one entry; may change them in place
@@ -514,7 +592,7 @@ def native_update(
     library,gemm,n = _library(text),_gemm(),len(args[apart.index(True)])
     steps = [a[0].nbytes if each else 0 for a,each in zip(args, apart)] + [4]
     steps,Pointers = (ctypes.c_int64*len(steps))(*steps),ctypes.c_void_p*len(steps)
-    def like(a): return a.shape,a.dtype,a.device.type,a.is_contiguous()
+    def like(a): return a.shape,a.dtype,a.is_cpu,a.is_contiguous()
     expected = [like(a) for a in args]
     def run(*args):
         if [like(a) for a in args] != expected: raise ValueError("args: expected tensors like those of the example")

@@ -42,6 +42,11 @@ OPERATIONS = dict(
     ones=lambda w, x: torch.ones(5, 20) @ w[0] + torch.zeros(5, 30),
     layer=lambda w, x: F.linear(x, w[0], w[0, :, 0]),
     loss=lambda w, x: F.mse_loss(w[0], w[1]) + w.sum(),
+    glued=lambda w, x: sum(torch.cat([x[:20, :10], w[0, :, :k]*k], 1) @ torch.cat([w[1, :10], w[2, :k]]) for k in (3, 4, 5)),
+    common=lambda w, x: sum(torch.cat([x[:, :20]*2, x[:, 20:]*k], 1) @ w[1].t() for k in (3, 4, 5)),
+    columns=lambda w, x: (x @ w[0].t())[:, 3:5] + (x @ w[1].t())[:, 18:] + (x @ w[2].t())[:, :2].exp(),
+    several_columns=lambda w, x: (y := x @ w[0].t())[:, 3:5] + y[:, 5:7],
+    copies=lambda w, x: torch.cat([(x @ w[0].t()).flatten(), w[1].exp().flatten(), w[2].sum(0), w[2].t().flatten(), w[0].sum(1)]),
     rows=lambda w, x: x[R_ARG[0]]*w[0, :4] if R_ARG else w[0, :4],
     known=lambda w, x: (w.sigmoid() + 1)*(w.sigmoid() + 1).add_(w.sigmoid()),
     whole=lambda w, x: torch.empty_like(w).fill_(2).sub_(w).mul_(w),
@@ -62,6 +67,20 @@ def test_like_pytorch(name):
                            [True, False, False, True])(*(a[None] if i in (0, 3) else a for i,a in enumerate(args)))
     assert torch.allclose(args[3], out, rtol=2e-5, atol=2e-5) and torch.equal(args[0], W)
     assert torch.allclose(value, out.sum(), rtol=1e-4, atol=1e-3)
+
+def test_weights_that_change_on_the_way():
+    "A product with new weights is another product, whichever parts it has in common with one before"
+    def f(w, x):
+        a,b = x*2,x*3
+        first = torch.cat([a, b], 1) @ w
+        w.mul_(first.sum())
+        second = torch.cat([a, b + 1], 1) @ w
+        w.add_(second.sum())
+        return [(first + second + torch.cat([a, w[:3, :3].t()], 1) @ w).sum().reshape(1)]
+    w,x = normal(6, 4),normal(3, 3, seed=1)
+    expected,new = f(one := w.clone(), x)[0],w.clone()[None]
+    value, = native_update(lambda w, x: f(w[0], x), [new.clone(), x], [True, False])(new, x)
+    assert torch.allclose(new[0], one, rtol=1e-4) and torch.allclose(value, expected, rtol=1e-4)
 
 def test_not_a_number_stays_one():
     w = torch.tensor([[float('nan'), float('inf'), -float('inf'), 200., -200.]])
