@@ -26,6 +26,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from .core import random_states, random_states_kept
+from .native import native_update
 from .update import (BLOCK, UNTRAINABLE, AdamState, Work, as_adam, as_read, count_work, device_of, group_order,
                             input_streams, length_groups, mean_loss, mode, plain_updates, rows_of)
 
@@ -129,7 +130,16 @@ def _functional(model, loss):
         return mean_loss(loss, functional_call(model, given, (as_read(x), *guess), tie_weights=False), y)
     return one,len(fixed)
 
-def _update_for(model, loss, n, x, clip=None):
+def _plain_grad_and_value(f):
+    "`grad_and_value` by `autograd.grad`: that of `torch.func` imports PyTorch's compiler"
+    def both(theta, *args):
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            value = f(theta, *args)
+            return torch.autograd.grad(value, theta)[0],value.detach()
+    return both
+
+def _update_for(model, loss, n, x, clip=None, derive=grad_and_value):
     "One update of `n` models like `model`, for inputs structured like `x`, as a function of tensors only"
     (one,n_fixed),structure = _functional(model, loss),tree_structure(x)
     k = structure.num_leaves
@@ -138,7 +148,7 @@ def _update_for(model, loss, n, x, clip=None):
         values,(scales,rows,*guess) = rest[:n_fixed],rest[n_fixed:]
         if n == 1:
             alone = theta[0],[f[0] for f in values],rows_of(x, rows[0]),y[rows[0]],*(z[0] for z in guess)
-            grad,value = (z[None] for z in grad_and_value(one)(*alone))
+            grad,value = (z[None] for z in derive(one)(*alone))
         else: grad,value = vmap(grad_and_value(one))(theta, values, rows_of(x, rows), y[rows], *guess)
         if clip: grad = grad*(clip/(grad.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
         adam_(theta, m, v, grad, scales)
@@ -363,13 +373,12 @@ def _differ(a, b, sizes):
 
 def _misfit(runs, models, groups, records, adam):
     "What differs from plain updates: 'losses', 'gradients' or None"
-    sizes,fixed = [p.numel() for p in _trainable(models[0]).values()],_fixed_values(models)
+    sizes = [p.numel() for p in _trainable(models[0]).values()]
     for r in records:
-        state = [r.theta.clone(), torch.zeros_like(r.theta), torch.zeros_like(r.theta)]
-        args = [*state, *tree_leaves(groups[r.group]), *fixed, adam_scales(adam, 1, r.theta, 1)[0], *r.inputs]
+        args,_ = _example(models, groups[r.group], r, adam)
         value, = runs[r.group](*args)
         if _differ(value[:, None], r.loss[:, None].to(value), [1]): return "losses"
-        if _differ(state[1]/(1 - BETAS[0]), r.grad, sizes): return "gradients"
+        if _differ(args[1]/(1 - BETAS[0]), r.grad, sizes): return "gradients"
 
 # %% ../nbs/engine/03_engine.ipynb #83e6e4de
 _HOOKS = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks'
@@ -420,22 +429,37 @@ class Way(NamedTuple):
         compiled: Whether they are compiled
         why: What prevented a faster way; None if nothing did
         facts: The state of each model at the time of the choice
+        how: "a C++ compiler", or PyTorch's, and why; None is uncompiled
     """
     groups: list         # `(x, y)` of each group of rows
     runs: list|None      # For each group the update, as a function of tensors only; None is the plain way
     compiled: bool       # Whether they are compiled
     why: str|None        # What prevented a faster way; None if nothing did
     facts: list          # The state of each model at the time of the choice
+    how: str|None=None   # "a C++ compiler", or PyTorch's, and why; None is uncompiled
 
 def _in_a_line(e): return ' '.join([type(e).__name__, *str(e).strip().splitlines()[:1]])[:160]
+
+def _example(models, group, record, adam):
+    "Arguments of an update, and for each of them whether it has an entry per model"
+    theta,(x,y),fixed,n = record.theta,group,_fixed_values(models),len(record.inputs)
+    state,leaves = [theta.clone(), *torch.zeros(2, *theta.shape).to(theta)],tree_leaves((x, y))
+    apart = [True]*3 + [False]*len(leaves) + [True]*len(fixed) + [False] + [True]*n
+    return [*state, *leaves, *fixed, adam_scales(adam, 1, theta, 1)[0], *record.inputs],apart
+
+def _native_runs(model, loss, models, groups, records, adam):
+    "The update for each group in C++, if that can be written and gives the same; and how it was made, or why not"
+    one = _update_for(model, loss, 1, groups[0][0], adam.clip, _plain_grad_and_value)
+    try:
+        runs = [native_update(one, *_example(models, g, records[0], adam)) for g in groups]
+        misfit = _misfit(runs, models, groups, records, adam)
+        return (None, f"its {misfit} would differ in C++") if misfit else (runs, "a C++ compiler")
+    except Exception as e: return None,_in_a_line(e)       # PyTorch's compiler can do more
 
 def _fast_runs(update, groups, models, record, compile, adam):
     "The update for each group, compiled if asked for and possible; and why not"
     if not compile: return [update]*len(groups),None
-    theta,fixed = record.theta,_fixed_values(models)
-    state = [theta, torch.zeros_like(theta), torch.zeros_like(theta)]
-    example = adam_scales(adam, 1, theta, 1)[0],*record.inputs
-    try: return [compile_update(update, [*state, *tree_leaves(g), *fixed, *example]) for g in groups],None
+    try: return [compile_update(update, _example(models, g, record, adam)[0]) for g in groups],None
     except Exception as e: why = f"the update could not be compiled: {_in_a_line(e)}"
     warnings.warn(f"training goes on uncompiled, since {why}", stacklevel=2)
     return [update]*len(groups),why
@@ -471,14 +495,14 @@ def choose_way(
     groups = length_groups(x, y, batch_size)
     if len(models) == 1 and not compile: return Way(groups, None, False, None, [])
     with random_states_kept(device_of(x)), mode(models, True):
-        runs,compiled,why = _examined(models, groups, batch_size, loss, seeds, compile, device_of(x), lr)
-    return Way(groups, runs, compiled, why, list(map(_facts, models)))
+        runs,compiled,why,how = _examined(models, groups, batch_size, loss, seeds, compile, device_of(x), lr)
+    return Way(groups, runs, compiled, why, list(map(_facts, models)), how)
 
 # %% ../nbs/engine/03_engine.ipynb #403451f1
 def _examined(models, groups, batch_size, loss, seeds, compile, device, lr):
-    "Runs for each group (None is the plain way), whether they are compiled, and what prevented a faster way"
+    "Runs for each group (None is the plain way), whether they are compiled, what prevented it, and how it was done"
     def plain(why):
-        if compile is not True: return None,False,why
+        if compile is not True: return None,False,why,None
         raise ValueError("compile: expected a model that computes the same when compiled, "
                          f"but {why}; 'auto' trains it uncompiled")
     if why := _why_plain(models): return plain(why)
@@ -491,14 +515,18 @@ def _examined(models, groups, batch_size, loss, seeds, compile, device, lr):
     before = _facts(copies[0])
     def update_for(model): return _update_for(model, loss, len(models), groups[0][0], adam.clip)
     with torch.no_grad():
-        runs,failed = _fast_runs(update_for(copies[0]), groups, models, records[0], compile, adam)
-        if failed and len(models) == 1: return None,False,failed
-        try: misfit = _misfit(runs, models, groups, records, adam)
-        except Exception as e: return plain(f"`torch.func` cannot run it: {_in_a_line(e)}")
+        runs,how = _native_runs(copies[0], loss, models, groups, records, adam) if compile else (None, None)
+        failed,misfit = None,None
+        if not runs:
+            runs,failed = _fast_runs(update_for(copies[0]), groups, models, records[0], compile, adam)
+            if failed and len(models) == 1: return None,False,failed,None
+            try: misfit = _misfit(runs, models, groups, records, adam)
+            except Exception as e: return plain(f"`torch.func` cannot run it: {_in_a_line(e)}")
+            how = how and f"PyTorch's, since: {how}"
     if misfit: return plain(f"its {misfit} would differ from those of plain updates")
     if place := _changed(before, _facts(copies[0])): return plain(f"weights that are passed in change {place}")
     compiled = bool(compile) and not failed
-    return runs if compiled else [update_for(models[0])]*len(groups),compiled,failed
+    return runs if compiled else [update_for(models[0])]*len(groups),compiled,failed,how
 
 # %% ../nbs/engine/03_engine.ipynb #f0fbf1e3
 def _touched(models, way):

@@ -6,7 +6,7 @@
 __all__ = ['processes', 'end_processes', 'n_cores', 'main_hidden', 'count_aloud', 'Team', 'team_of']
 
 # %% ../nbs/engine/10_pools.ipynb #c9eb3191
-import importlib, itertools, multiprocessing, os, pickle, signal, sys, threading, types
+import itertools, multiprocessing, os, pickle, signal, sys, threading, types
 from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -82,11 +82,10 @@ def main_hidden():
 # %% ../nbs/engine/10_pools.ipynb #12b8fe88
 _here = {}      # In a worker of a team: the queue for its lines, and an event that ends all work
 
-def _join_team(lines, stop, compile):
+def _join_team(lines, stop):
     "Prepare a worker, while the process that started it prepares the work"
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _here.update(lines=lines, stop=stop)
-    if compile: importlib.import_module('torch._inductor.compile_fx')       # takes seconds
 
 def _done(name, tells, data):
     "What a job returns, as bytes; None if it fails or was stopped"
@@ -126,15 +125,13 @@ class Team:
 
     Args:
         n: Processes
-        compile: Whether they will compile
     """
     def __init__(self,
-        n:int,        # Processes
-        compile=True  # Whether they will compile
+        n:int   # Processes
     ):
         context = multiprocessing.get_context('spawn')
         self.size,self.lines,self.stop,self.stopped = n,context.SimpleQueue(),context.Event(),False
-        self.pool = processes(n, 1, partial(_join_team, self.lines, self.stop, compile))()
+        self.pool = processes(n, 1, partial(_join_team, self.lines, self.stop))()
         self.futures,self.held = {},{}
         with main_hidden(): [self.pool.submit(abs, 0) for _ in range(n)]
 
@@ -174,19 +171,17 @@ def result(self:Team, name, report):
 
 @contextmanager
 def team_of(
-    n:int,        # Processes; fewer than two are none
-    compile=True  # Whether they will compile
-):                # A `Team`, or None
+    n:int   # Processes; fewer than two are none
+):          # A `Team`, or None
     """A team that ends with the block
 
     Args:
         n: Processes; fewer than two are none
-        compile: Whether they will compile
 
     Returns:
         A `Team`, or None
     """
-    team = Team(n, compile) if n > 1 else None
+    team = Team(n) if n > 1 else None
     try: yield team
     except BaseException:
         if team: end_processes(team.pool, now=True)

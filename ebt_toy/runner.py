@@ -560,7 +560,7 @@ def run_main(
 # %% ../nbs/05_runner.ipynb #527030be
 def _run(task, sizes, seeds, data, device, task_options, configs, options, workers, say):
     "Prepare, and train; processes start first, since that takes a while"
-    with team_of(_n_workers(workers, configs, seeds, device, options), options['compile']) as team:
+    with team_of(_n_workers(workers, configs, seeds, device, options)) as team:
         results = _prepared(task, sizes, seeds, data, device, task_options, configs, options, say)
         _train_models(results, configs, say, options, team if results.device.type == 'cpu' else None)
     return results

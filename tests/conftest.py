@@ -6,6 +6,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ebt_toy import engine
+from ebt_toy.native import Unwritable
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -14,6 +15,8 @@ def recorded(monkeypatch):
     "Recordings are replayed as they are, not compiled, which takes seconds each"
     def record(update, args):
         with torch.no_grad(): return make_fx(update)(*(a.clone() for a in args))
+    def refuse(*args): raise Unwritable('recorded')
+    monkeypatch.setattr(engine, 'native_update', refuse)
     monkeypatch.setattr(engine, 'compile_update', record)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
