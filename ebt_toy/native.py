@@ -144,14 +144,15 @@ def _product(p, t, a, b):
 _formulas = dict(add='{0} + {1}', sub='{0} - {1}', rsub='{1} - {0}', mul='{0}*{1}', div='{0}/{1}', neg='-{0}',
     clone='{0}', copy='{1}', relu='({0} < 0 ? 0 : {0})', threshold_backward='({1} <= {2} ? 0 : {0})',
     sqrt='std::sqrt({0})', sigmoid='1/(1 + Exp(-{0}))', tanh='Tanh({0})', exp='Exp({0})', rsqrt='1/std::sqrt({0})',
-    reciprocal='1/{0}', abs='std::abs({0})', sigmoid_backward='{0}*(1 - {1})*{1}', tanh_backward='{0}*(1 - {1}*{1})',
+    reciprocal='1/{0}', log1p='std::log1p({0})', abs='std::abs({0})', sigmoid_backward='{0}*(1 - {1})*{1}', tanh_backward='{0}*(1 - {1}*{1})',
     lerp='{0} + {2}*({1} - {0})', addcmul='{0} + @*{1}*{2}', addcdiv='{0} + @*{1}/{2}',
     clamp_max='({0} > {1} ? {1} : {0})', clamp_min='({0} < {1} ? {1} : {0})')
 _fills = dict(ones_like=1., zeros_like=0., ones=1., zeros=0., zero=0., new_ones=1., new_zeros=0.)
 
 # %% ../nbs/engine/11_native.ipynb #45ffab0f
 def _pow(p, out, x, n):
-    if n not in (2, 3): raise Unwritable(f"the power {n}")
+    if n not in (0, 1, 2, 3): raise Unwritable(f"the power {n}")
+    if n == 0: return p.constant.update({p.new(out).block: 1.})
     _map(p, out, '*'.join(['{0}']*int(n)), p.found(x))
 
 def _silu(p, out, x):
@@ -166,6 +167,24 @@ def _silu_backward(p, out, grad, x):
 def _clamp(p, out, x, low=None, high=None):
     f = '{0}' if low is None else f'({{0}} < {_literal(low)} ? {_literal(low)} : {{0}})'
     _map(p, out, f if high is None else f'({f} > {_literal(high)} ? {_literal(high)} : {f})', p.found(x))
+
+def _glu(p, out, x, dim=-1):
+    a,b = (p.found(h) for h in x.chunk(2, dim))
+    _map(p, out, '{0}*{1}', a, _map(p, p.scratch(out.shape), _formulas['sigmoid'], b))
+
+def _glu_backward(p, out, grad, x, dim):
+    (a,b),whole = (p.found(h) for h in x.chunk(2, dim)),p.target(out)
+    def made(formula, *ins): return _map(p, p.scratch(grad.shape), formula, *ins)
+    grad,s = p.found(grad),made(_formulas['sigmoid'], b)
+    values = made('{0}*{1}', grad, s),made('{0}*{1}*{2}*(1 - {2})', grad, a, s)
+    for part,value in zip(out.chunk(2, dim), values): _parts_copied(p, whole, part, value)
+
+def _bmm(p, out, a, b):
+    (n,i,k),j = a.shape,b.shape[2]
+    a,b = p.found(a),p.found(b)
+    shape,(sa,sb) = (n, i, k, j),(v.over(v.shape) for v in (a, b))
+    both = a._replace(shape=shape, strides=(*sa, 0)),b._replace(shape=shape, strides=(sb[0], 0, *sb[1:]))
+    _sum(p, out, '{0}*{1}', [2], '{0}', *both)
 
 def _addmm(p, out, bias, a, b): _map(p, out, '{0} + {1}', _product(p, p.scratch(out.shape), a, b), p.found(bias))
 
@@ -183,10 +202,15 @@ def _parts_copied(p, whole, part, value):
     p.steps.append(_Step('map', out, *given))
 
 # %% ../nbs/engine/11_native.ipynb #a3828a70
-def _slice_backward(p, out, grad, sizes, dim, start, end, step):
+def _padded(p, out, part, grad):
     whole = p.target(out)
     _parts_copied(p, whole, out, 0.)
-    _parts_copied(p, whole, torch.ops.aten.slice(out, dim, start, end, step), p.found(grad))
+    _parts_copied(p, whole, part, p.found(grad))
+
+def _slice_backward(p, out, grad, sizes, dim, start, end, step):
+    _padded(p, out, torch.ops.aten.slice(out, dim, start, end, step), grad)
+
+def _select_backward(p, out, grad, sizes, dim, index): _padded(p, out, out.select(dim, index), grad)
 
 def _index(p, out, x, indices):
     if len(indices) > 1 or indices[0].dim() != 1 or not x.is_contiguous(): raise Unwritable("such an index")
@@ -210,7 +234,9 @@ def _mse_backward(p, out, grad, a, b, reduction):
     _map(p, out, f'{{0}}*({{1}} - {{2}})*((T)2/{a.numel()})', *map(p.found, (grad, a, b)))
 
 _written = dict(pow=_pow, silu=_silu, silu_backward=_silu_backward, clamp=_clamp, mm=_product,
-    addmm=_addmm, cat=_cat, slice_backward=_slice_backward, index=_index, sum=_total, mean=_mean,
+    bmm=_bmm, glu=_glu, glu_backward=_glu_backward,
+    addmm=_addmm, cat=_cat, slice_backward=_slice_backward,
+    select_backward=_select_backward, index=_index, sum=_total, mean=_mean,
     linalg_vector_norm=_norm, mse_loss=_mse, mse_loss_backward=_mse_backward)
 
 # %% ../nbs/engine/11_native.ipynb #eea6ace7

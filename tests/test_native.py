@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ebt_toy import EBT, EnergyFunction, FeedForward
-from ebt_toy.engine import choose_way, updates
+from ebt_toy.energies import Bilinear, Bowl, Cauchy, Quartic, Residual
+from ebt_toy.engine import choose_compile, choose_way, updates
 from ebt_toy.native import MOST_MEMORY, Unwritable, native_update, update_source
 from ebt_toy.update import Adam, mlp
 
@@ -37,6 +38,9 @@ OPERATIONS = dict(
     sums=lambda w, x: w.sum() + w.sum(0) + w.sum(1, keepdim=True)[:1, :, :] + w.mean(-1, keepdim=True)[:1] + w.mean() + w.transpose(0, 2).sum(0).sum(),
     norm=lambda w, x: w*w.norm() + w/w.flatten(1).norm(dim=1, keepdim=True)[:, :, None],
     products=lambda w, x: w[0] @ x.t() @ x + (x @ w[0].t()).t() @ x,
+    batched=lambda w, x: torch.bmm(w, w.transpose(1, 2)) + torch.bmm(w[:, :, :1], w[:, :1, :20]) + (w.transpose(1, 2) @ w)[:, :20, :20],
+    gates=lambda w, x: F.glu(w, 2) + F.glu(w.transpose(1, 2), 1).transpose(1, 2),
+    powers=lambda w, x: w.pow(1) + w.pow(0)*w + w.abs().log1p(),
     outer=lambda w, x: w[0, :, :1] @ w[1, :1, :],
     narrow=lambda w, x: w[0, :1] @ x.t() @ x[:, :1] + w[0, :, 3:7] @ w[1, 3:7],
     ones=lambda w, x: torch.ones(5, 20) @ w[0] + torch.zeros(5, 30),
@@ -113,7 +117,8 @@ def test_arguments_are_checked():
 
 def energy(seed): return EBT(EnergyFunction(3, 2, 16, seed), 2, 4, 1.)
 KINDS = dict(ebt=energy, ffn=lambda s: FeedForward(3, 2, 16, 'relu', s), silu=lambda s: mlp(3, 2, 16, 'silu', s), tanh=lambda s: mlp(3, 2, 16, 'tanh', s),
-             product=lambda s: mlp(3, 2, 16, 'product', s))
+             product=lambda s: mlp(3, 2, 16, 'product', s), glu=lambda s: mlp(3, 2, 16, 'glu', s),
+             **{f.__name__: lambda s, f=f: EBT(f(3, 2, 16, s), 2, 4, 0.3) for f in (Bowl, Bilinear, Cauchy, Quartic, Residual)})
 
 def trained(kind, seeds, compile, n=20, lr=1e-3, threads=1, how=None):
     x,y = normal(50, 3, seed=5),normal(50, 2, seed=6)
@@ -142,7 +147,8 @@ FRESH = '''
 import sys, torch, torch.nn.functional as F
 from contextlib import closing
 from itertools import islice
-from ebt_toy.engine import choose_way, updates
+from ebt_toy.energies import Bilinear, Bowl, Cauchy, Quartic, Residual
+from ebt_toy.engine import choose_compile, choose_way, updates
 from ebt_toy.update import mlp
 g = torch.Generator().manual_seed(0)
 x,y,model = torch.randn(50, 3, generator=g),torch.randn(50, 2, generator=g),mlp(3, 2, 16)
@@ -174,3 +180,12 @@ def test_a_wrong_result_is_noticed(monkeypatch):
     x,y = normal(50, 3, seed=5),normal(50, 2, seed=6)
     way = choose_way([KINDS['ffn'](0)], x, y, 8, F.mse_loss, [0], True)
     assert way.compiled and way.how == "PyTorch's, since: its losses would differ in C++"
+
+def test_quick_is_in_cpp_or_not_at_all():
+    assert choose_compile('auto', 100, 1000)[0] is False and choose_compile('auto', 100, 3000)[0] == 'quick' and choose_compile('auto', 100, 30_000)[0] is True
+    x,y = normal(50, 3, seed=5),normal(50, 2, seed=6)
+    assert choose_way([KINDS['ffn'](0)], x, y, 8, F.mse_loss, [0], 'quick').how == 'a C++ compiler'
+    gelu = [nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)) for _ in range(2)]
+    for models in (gelu, gelu[:1]):
+        way = choose_way(models, x, y, 8, F.mse_loss, list(range(len(models))), 'quick')
+        assert not way.compiled and (way.runs is None) == (len(models) == 1)
