@@ -1,5 +1,5 @@
 "What the models learn of ListOps: rows and functions of the study."
-import itertools, math
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -7,21 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from ebt_toy import cli
-from ebt_toy.checking import STUDIED_MODELS, STUDIED_TASKS, checking_scores, checking_study
 from ebt_toy.ladder import count_values
-from ebt_toy.listops_learning import _bracketings, _data_shown, _leading, _likeliest, _listops_sets, _fillings, listops_scores
-from ebt_toy.protocol import DRAWS, PILOT, RATES, chosen_rate, lowest, paired_ratio, study_rows, study_runs
-from ebt_toy.store import export_rows, import_rows
+from ebt_toy.listops_learning import _bracketings, _data_shown, _fillings, _leading, _likeliest, _listops_sets, listops_scores
+from ebt_toy.protocol import PILOT
+from ebt_toy.store import import_rows
 
-kept = Path(__file__).parents[1]/'nbs'/'studies'/'checking.csv'
-
-listops_kept = kept.with_name('listops_learning.csv')
+kept = Path(__file__).parents[1]/'nbs'/'studies'/'listops_learning.csv'
 
 def test_kept_rows_of_listops_are_whole():
-    rows = import_rows(listops_kept)
+    rows = import_rows(kept)
     groups = Counter((r['model'], r['brackets']) for r in rows)
     assert set(groups) == set(itertools.product(('EBT', 'FFN'), ('kept', 'dropped'))) and len(set(groups.values())) == 1
+    assert {r['num_steps'] for r in rows} == {3000} and len({(r['model'], r['brackets'], r['seed'], r['model_seed']) for r in rows}) == len(rows)
     assert {r['status'] for r in rows} == {'finished'} and PILOT not in {r['seed'] for r in rows}
     for r in rows:
         assert ('steps_plain' in r) == (r['model'] == 'EBT') and sum(n for *_,n in r['depth_plain']) == r['size_test']
@@ -32,7 +29,7 @@ def test_kept_rows_of_listops_are_whole():
 def test_a_run_of_listops_scores_what_its_rows_have():
     settings = dict(brackets='dropped', vec_size=10, size_train=64, size_test=20, seed=3, lr=1e-3, num_steps=2)
     [e],[f] = (listops_scores(settings | dict(model=m), [0]) for m in ('EBT', 'FFN'))
-    row = {r['model']: r for r in import_rows(listops_kept)}
+    row = {r['model']: r for r in import_rows(kept)}
     for m,found in (('EBT', e), ('FFN', f)):
         assert set(found) == set(row[m]) - set(settings) - {'model', 'model_seed', 'status', 'seconds', 'error', 'version'}
     assert e['rules'] == f['rules'] and all(0 <= a <= 1 for k in ('plain', 'longer', 'deeper', 'wider') for a in (e[k], f[k]))
