@@ -22,8 +22,6 @@ from .ebt import energy_names
 from .files import listops_command
 from .gradients import gradients_study
 from .listops_learning import listops_study
-from .matched import matched_study
-from .published_tables import published_tables_study
 from .recipe import recipe_study
 from .runner import Results, insist, recipe_names, run_main
 from .saving import prepare_saving, save_results
@@ -323,9 +321,8 @@ def sweep_main(
     return run_command(sweep_command, 'ebt_toy sweep', argv, _sweep_code, rest=True)
 
 # %% ../nbs/cli.ipynb #11d97ff2
-STUDIES = dict(checking=checking_study, matched=matched_study, recipe=recipe_study, gradients=gradients_study,
-               verify=verify_study, several_answers=several_answers_study, published_tables=published_tables_study,
-               listops_learning=listops_study)
+STUDIES = dict(checking=checking_study, recipe=recipe_study, gradients=gradients_study, verify=verify_study,
+               several_answers=several_answers_study, listops_learning=listops_study)
 
 def study_command(
     name:str,          # Of the study
