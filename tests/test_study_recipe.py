@@ -1,17 +1,14 @@
 "The recipe and its gradients: rows and functions of the study."
-import math
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-from ebt_toy import cli
-from ebt_toy.checking import STUDIED_MODELS, STUDIED_TASKS, checking_scores, checking_study
 from ebt_toy.gradients import WAYS, gradients_scores, weight_gradient
-from ebt_toy.protocol import DRAWS, PILOT, RATES, chosen_rate, lowest, paired_ratio, study_rows, study_runs
+from ebt_toy.protocol import DRAWS
 from ebt_toy.recipe import INGREDIENTS, recipe_scores
-from ebt_toy.store import export_rows, import_rows
+from ebt_toy.store import import_rows
 
 kept = Path(__file__).parents[1]/'nbs'/'studies'/'checking.csv'
 

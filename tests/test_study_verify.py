@@ -1,19 +1,16 @@
 "Does energy verify, and several right answers: rows and functions of the study."
-import math
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-from ebt_toy import cli
-from ebt_toy.checking import STUDIED_MODELS, STUDIED_TASKS, checking_scores, checking_study
 from ebt_toy.data import create_synthetic_data
 from ebt_toy.ebt import train_energy_model
 from ebt_toy.models import predict
-from ebt_toy.protocol import DRAWS, PILOT, RATES, chosen_rate, lowest, paired_ratio, study_rows, study_runs
+from ebt_toy.protocol import PILOT, study_runs
 from ebt_toy.several_answers import distinct_answers, nearest_board, queens_boards, right_boards, several_answers_scores
-from ebt_toy.store import export_rows, import_rows
+from ebt_toy.store import import_rows
 from ebt_toy.thinking import best_of
 from ebt_toy.verify import ends_of_all, verify_scores
 
