@@ -20,13 +20,10 @@ from .core import check_known, tell, user_path
 from .data import task_names
 from .ebt import energy_names
 from .files import listops_command
-from .gradients import gradients_study
 from .listops_learning import listops_study
-from .recipe import recipe_study
 from .runner import Results, insist, recipe_names, run_main
 from .saving import prepare_saving, save_results
 from .serve import explore_command
-from .several_answers import several_answers_study
 from .store import export_rows
 from .sweeps import FAILED, format_table, processes, sweep, sweep_summary, sweep_table
 from .verify import verify_study
@@ -321,8 +318,7 @@ def sweep_main(
     return run_command(sweep_command, 'ebt_toy sweep', argv, _sweep_code, rest=True)
 
 # %% ../nbs/cli.ipynb #11d97ff2
-STUDIES = dict(checking=checking_study, recipe=recipe_study, gradients=gradients_study, verify=verify_study,
-               several_answers=several_answers_study, listops_learning=listops_study)
+STUDIES = dict(checking=checking_study, listops_learning=listops_study)
 
 def study_command(
     name:str,          # Of the study
@@ -332,7 +328,7 @@ def study_command(
     export:str=None,   # Write the rows to this file too, .csv or .parquet
     quiet:bool=False   # No progress bar
 ) -> list:             # All rows
-    "Run a study of nbs/studies whole, e.g. checking"
+    "Run a study of nbs/studies whole: checking, listops_learning"
     study,executor = STUDIES[check_known('study', name, STUDIES)],processes(workers, threads) if workers else None
     rows = study(store=store, executor=executor, progress=not quiet)
     tell(sweep_summary(rows))
