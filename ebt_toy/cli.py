@@ -26,7 +26,6 @@ from .saving import prepare_saving, save_results
 from .serve import explore_command
 from .store import export_rows
 from .sweeps import FAILED, format_table, processes, sweep, sweep_summary, sweep_table
-from .verify import verify_study
 
 # %% ../nbs/cli.ipynb #8cdd9d8a
 @contextmanager
