@@ -437,3 +437,12 @@ def test_command(tmp_path, capsys):
     assert '✗ failed: task=add, seeds 0, 1: ValueError' in capsys.readouterr().out
     eq(main(['sweep', str(tmp_path/'r.csv')]), 2)
     assert capsys.readouterr().err == f"ebt_toy sweep: store: expected a store of version 1, got a file that is no SQLite database: '{tmp_path}/r.csv'\n"
+
+def test_several_grids_are_one_sweep(tmp_path):
+    def run(settings, seeds): return [dict(score=sum(settings.values()) + s) for s in seeds]
+    grids = [dict(a=[1, 2]), dict(a=2, b=[3, 4]), dict(a=[2, 5])]
+    rows = sweep(grids, seeds=2, run=run, store=tmp_path/'s.db', progress=False)
+    eq([(r['a'], r.get('b'), r['model_seed'], r['score']) for r in rows],
+       [(a, b, s, a + (b or 0) + s) for a,b in ((1, None), (2, None), (2, 3), (2, 4), (5, None)) for s in range(2)])   # a=2 once
+    eq(sweep_points(grids), [dict(a=1), dict(a=2), dict(a=2, b=3), dict(a=2, b=4), dict(a=2), dict(a=5)])
+    with pytest.raises(ValueError, match='unknown setting'): sweep([dict(task='add'), dict(taks='add')])
