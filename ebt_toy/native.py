@@ -144,7 +144,8 @@ def _product(p, t, a, b):
 _formulas = dict(add='{0} + {1}', sub='{0} - {1}', rsub='{1} - {0}', mul='{0}*{1}', div='{0}/{1}', neg='-{0}',
     clone='{0}', copy='{1}', relu='({0} < 0 ? 0 : {0})', threshold_backward='({1} <= {2} ? 0 : {0})',
     sqrt='std::sqrt({0})', sigmoid='1/(1 + Exp(-{0}))', tanh='Tanh({0})', exp='Exp({0})', rsqrt='1/std::sqrt({0})',
-    reciprocal='1/{0}', log1p='std::log1p({0})', abs='std::abs({0})', sigmoid_backward='{0}*(1 - {1})*{1}', tanh_backward='{0}*(1 - {1}*{1})',
+    reciprocal='1/{0}', log1p='std::log1p({0})', abs='std::abs({0})',
+    sigmoid_backward='{0}*(1 - {1})*{1}', tanh_backward='{0}*(1 - {1}*{1})',
     lerp='{0} + {2}*({1} - {0})', addcmul='{0} + @*{1}*{2}', addcdiv='{0} + @*{1}/{2}',
     clamp_max='({0} > {1} ? {1} : {0})', clamp_min='({0} < {1} ? {1} : {0})')
 _fills = dict(ones_like=1., zeros_like=0., ones=1., zeros=0., zero=0., new_ones=1., new_zeros=0.)
