@@ -33,7 +33,7 @@ def chosen_rate(
     pilots:list,   # Rows of all pilots
     cell:dict      # Settings, without `lr`
 ) -> float:        # One of `RATES`
-    """The learning rate with the lowest validation loss, in the mean over seeds; a run that came to nothing counts as infinite
+    """The learning rate with the lowest validation loss in the mean over seeds; failed runs count as infinite
 
     Args:
         pilots: Rows of all pilots
