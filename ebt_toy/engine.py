@@ -130,6 +130,7 @@ def _functional(model, loss):
         return mean_loss(loss, functional_call(model, given, (as_read(x), *guess), tie_weights=False), y)
     return one,len(fixed)
 
+# %% ../nbs/engine/03_engine.ipynb #ad1930c9
 def _plain_grad_and_value(f):
     "`grad_and_value` by `autograd.grad`: that of `torch.func` imports PyTorch's compiler"
     def both(theta, *args):
@@ -440,6 +441,7 @@ class Way(NamedTuple):
     facts: list          # The state of each model at the time of the choice
     how: str|None=None   # "a C++ compiler", or PyTorch's, and why; None is uncompiled
 
+# %% ../nbs/engine/03_engine.ipynb #eaa90d86
 def _in_a_line(e): return ' '.join([type(e).__name__, *str(e).strip().splitlines()[:1]])[:160]
 
 def _example(models, group, record, adam):

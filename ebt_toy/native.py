@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from .core import atomic_file
 from .update import Watch
 
 # %% ../nbs/engine/11_native.ipynb #eba7ee02
@@ -156,27 +157,29 @@ def _pow(p, out, x, n):
     if n == 0: return p.constant.update({p.new(out).block: 1.})
     _map(p, out, '*'.join(['{0}']*int(n)), p.found(x))
 
+def _sigmoid(p, x, shape, strides=None): return _map(p, p.scratch(shape, strides), _formulas['sigmoid'], x)
+
 def _silu(p, out, x):
     x = p.found(x)
-    _map(p, out, '{0}*{1}', x, _map(p, p.scratch(out.shape, out.stride()), _formulas['sigmoid'], x))
+    _map(p, out, '{0}*{1}', x, _sigmoid(p, x, out.shape, out.stride()))
 
 def _silu_backward(p, out, grad, x):
     x = p.found(x)
-    s = _map(p, p.scratch(out.shape, out.stride()), _formulas['sigmoid'], x)
-    _map(p, out, '{0}*({1}*(1 + {2}*(1 - {1})))', p.found(grad), s, x)
+    _map(p, out, '{0}*({1}*(1 + {2}*(1 - {1})))', p.found(grad), _sigmoid(p, x, out.shape, out.stride()), x)
 
 def _clamp(p, out, x, low=None, high=None):
     f = '{0}' if low is None else f'({{0}} < {_literal(low)} ? {_literal(low)} : {{0}})'
     _map(p, out, f if high is None else f'({f} > {_literal(high)} ? {_literal(high)} : {f})', p.found(x))
 
+# %% ../nbs/engine/11_native.ipynb #59b51e74
 def _glu(p, out, x, dim=-1):
     a,b = (p.found(h) for h in x.chunk(2, dim))
-    _map(p, out, '{0}*{1}', a, _map(p, p.scratch(out.shape), _formulas['sigmoid'], b))
+    _map(p, out, '{0}*{1}', a, _sigmoid(p, b, out.shape))
 
 def _glu_backward(p, out, grad, x, dim):
     (a,b),whole = (p.found(h) for h in x.chunk(2, dim)),p.target(out)
     def made(formula, *ins): return _map(p, p.scratch(grad.shape), formula, *ins)
-    grad,s = p.found(grad),made(_formulas['sigmoid'], b)
+    grad,s = p.found(grad),_sigmoid(p, b, grad.shape)
     values = made('{0}*{1}', grad, s),made('{0}*{1}*{2}*(1 - {2})', grad, a, s)
     for part,value in zip(out.chunk(2, dim), values): _parts_copied(p, whole, part, value)
 
@@ -221,6 +224,7 @@ def _total(p, out, x, dims=None, keep=False): _sum(p, out, '{0}', dims, '{0}', _
 def _mean(p, out, x, dims=None, keep=False):
     _sum(p, out, '{0}', dims, f'{{0}}/{x.numel()//out.numel()}', _spelled_out(p, p.found(x), x.shape))
 
+# %% ../nbs/engine/11_native.ipynb #43ddf33b
 def _norm(p, out, x, ord=2, dims=None, keep=False):
     if ord != 2: raise Unwritable(f"the norm {ord}")
     _sum(p, out, '{0}*{0}', dims, 'std::sqrt({0})', _spelled_out(p, p.found(x), x.shape))
@@ -595,8 +599,7 @@ def _library(text):
         with tempfile.TemporaryDirectory(dir=path.parent) as new:
             made = subprocess.run([*command, '-', '-o', f'{new}/update.so'], input=text, text=True, capture_output=True)
             if made.returncode: raise Unwritable(f"the C++ compiler: {made.stderr.strip()[:200]}")
-            Path(new, 'sealed').write_bytes(_sealed(Path(new, 'update.so').read_bytes()))
-            os.replace(f'{new}/sealed', path)
+            with atomic_file(path) as f: f.write(_sealed(Path(new, 'update.so').read_bytes()))
     return ctypes.CDLL(str(path))
 
 # %% ../nbs/engine/11_native.ipynb #f7026a00

@@ -289,9 +289,10 @@ def _varied_settings(space):
 
 def _wanted(space, sample, sample_seed, run):
     "Id -> settings of each group of a sweep, in the order of the grid"
-    if run is not None and not hasattr(run, '__qualname__'):     # its name is a part of what a unit is
+    if run is None:
+        for grid in _grids(space): _check_settings(grid)
+    elif not hasattr(run, '__qualname__'):     # its name is a part of what a unit is
         raise ValueError(f"run: expected a function of settings and seeds, got {run!r}")
-    for grid in _grids(space) if run is None else (): _check_settings(grid)
     for k in (k for grid in _grids(space) for k in grid):
         if str(k).isidentifier() and k not in _RESERVED: continue
         raise ValueError(f"space: expected a name as in Python, and none of {', '.join(sorted(_RESERVED))}, got {k!r}")
@@ -299,6 +300,7 @@ def _wanted(space, sample, sample_seed, run):
     every = points if run else [s for p in points for s in full_settings(p)]
     return {group_id(s, run): s for s in every}
 
+# %% ../nbs/sweeps/01_sweeps.ipynb #0a335279
 def _jobs(db, groups, seeds, retry_failed):
     "Jobs for the units that are missing, or that failed and shall run again"
     jobs = []
@@ -336,7 +338,7 @@ def sweep(
     retry_failed:bool=False,    # Whether to run those again that diverged, failed or crashed
     progress:bool=True          # Show a progress bar where someone can watch it
 ) -> list[dict]:                # Per unit: settings, `model_seed`, scores, `status`, `seconds`, `error`
-    """Run all units of a grid, or of several, that are not in the store yet; Ctrl-C ends it, and the units left are 'missing'.
+    """Run all units of a grid, or of several, that are not in the store yet; Ctrl-C ends it, the units left are 'missing'.
     Raises `ValueError` on bad input or while another sweep fills the store, `OSError` where that cannot be written
 
     Args:
