@@ -20,7 +20,13 @@ from .core import check_known, tell, user_path
 from .data import task_names
 from .ebt import energy_names
 from .files import listops_command
+from .gradients import gradients_study
 from .listops_learning import listops_study
+from .matched import matched_study
+from .published_tables import published_tables_study
+from .recipe import recipe_study
+from .several_answers import several_answers_study
+from .verify import verify_study
 from .runner import Results, insist, recipe_names, run_main
 from .saving import prepare_saving, save_results
 from .serve import explore_command
@@ -317,17 +323,19 @@ def sweep_main(
     return run_command(sweep_command, 'ebt_toy sweep', argv, _sweep_code, rest=True)
 
 # %% ../nbs/cli.ipynb #11d97ff2
-STUDIES = dict(checking=checking_study, listops_learning=listops_study)
+STUDIES = dict(checking=checking_study, matched=matched_study, recipe=recipe_study, gradients=gradients_study,
+               verify=verify_study, several_answers=several_answers_study, published_tables=published_tables_study,
+               listops_learning=listops_study)
 
 def study_command(
-    name:str,          # Of the study
+    name:str, # checking, matched, recipe, gradients, verify, several_answers, published_tables or listops_learning
     store:str=None,    # File of results, made if there is none; units in it are not run again
     workers:int=0,     # Processes; 0 runs all jobs in this one
     threads:int=1,     # CPU threads per process
     export:str=None,   # Write the rows to this file too, .csv or .parquet
     quiet:bool=False   # No progress bar
 ) -> list:             # All rows
-    "Run a study of nbs/studies whole: checking, listops_learning"
+    "Run a study of nbs/studies whole"
     study,executor = STUDIES[check_known('study', name, STUDIES)],processes(workers, threads) if workers else None
     rows = study(store=store, executor=executor, progress=not quiet)
     tell(sweep_summary(rows))

@@ -338,7 +338,7 @@ def practised(self:EBT, x, y, *drawn):
     first = y.detach()
     shake = None if z is None else lambda k: z[:, k] if k < K - 1 else 0.
     carry,(x,energy) = 0 if p.grad_steps == 'implicit' else p.grad_steps,read_once(self.energy, x)
-    if p.replay: first = torch.where(next(left), [*walk_down(energy, x, first, K, alpha, 0)][-1].detach(), first)
+    if p.replay: first = torch.where(next(left) > 0, [*walk_down(energy, x, first, K, alpha, 0)][-1].detach(), first)
     guesses = list(walk_down(energy, x, first, K, alpha, carry, shake, wait=wait))
     if p.loss_at == 'last': guesses = guesses[-1:]
     if p.grad_steps == 'implicit': guesses = [implicit_step(energy, x, guesses[0])]

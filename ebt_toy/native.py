@@ -87,14 +87,15 @@ def found(self:_Program, t, dtype=torch.float32):
     "Where a tensor lies; a constant is a number"
     if not isinstance(t, Tensor): return float(t)
     block = self.where.get(_place(t))
-    if block is None or t.dtype != dtype: raise Unwritable(f"a tensor of {t.dtype} that is not an argument")
+    known = t.dtype == dtype or t.dtype == torch.bool and block is not None and block >= self.n_args    # 0. or 1.
+    if block is None or not known: raise Unwritable(f"a tensor of {t.dtype} that is not an argument")
     return self.constant.get(block, _View(block, t.storage_offset(), tuple(t.shape), t.stride()))
 
 @patch
 def target(self:_Program, t):
     "Where to write a tensor: an argument in place, anything else to a new block"
     block = self.where.get(_place(t))
-    if t.dtype != torch.float32: raise Unwritable(f"a result of {t.dtype}")
+    if t.dtype not in (torch.float32, torch.bool): raise Unwritable(f"a result of {t.dtype}")
     if block is None: return self.new(t)
     if t.numel() != self.sizes[block]: raise Unwritable("a change of a part of a tensor")
     if block >= self.n_args: return self.new(t)
@@ -144,11 +145,12 @@ def _product(p, t, a, b):
 # %% ../nbs/engine/11_native.ipynb #db1b6125
 _formulas = dict(add='{0} + {1}', sub='{0} - {1}', rsub='{1} - {0}', mul='{0}*{1}', div='{0}/{1}', neg='-{0}',
     clone='{0}', copy='{1}', relu='({0} < 0 ? 0 : {0})', threshold_backward='({1} <= {2} ? 0 : {0})',
-    sqrt='std::sqrt({0})', sigmoid='1/(1 + Exp(-{0}))', tanh='Tanh({0})', exp='Exp({0})', rsqrt='1/std::sqrt({0})',
+    sqrt='std::sqrt({0})', sigmoid='Sigmoid({0})', tanh='Tanh({0})', exp='Exp({0})', rsqrt='1/std::sqrt({0})',
     reciprocal='1/{0}', log1p='std::log1p({0})', abs='std::abs({0})',
     sigmoid_backward='{0}*(1 - {1})*{1}', tanh_backward='{0}*(1 - {1}*{1})',
     lerp='{0} + {2}*({1} - {0})', addcmul='{0} + @*{1}*{2}', addcdiv='{0} + @*{1}/{2}',
-    clamp_max='({0} > {1} ? {1} : {0})', clamp_min='({0} < {1} ? {1} : {0})')
+    clamp_max='({0} > {1} ? {1} : {0})', clamp_min='({0} < {1} ? {1} : {0})', where='({0} ? {1} : {2})',
+    **{k: f'T({{0}} {sign} {{1}})' for k,sign in dict(le='<=', lt='<', ge='>=', gt='>').items()})
 _fills = dict(ones_like=1., zeros_like=0., ones=1., zeros=0., zero=0., new_ones=1., new_zeros=0.)
 
 # %% ../nbs/engine/11_native.ipynb #45ffab0f
@@ -199,6 +201,10 @@ def _cat(p, out, parts, dim=0):
         _parts_copied(p, whole, out.narrow(dim, at, t.shape[dim]), p.found(t))
         at += t.shape[dim]
 
+def _stack(p, out, parts, dim=0):
+    whole = p.target(out)
+    for i,t in enumerate(parts): _parts_copied(p, whole, out.select(dim, i), p.found(t))
+
 def _parts_copied(p, whole, part, value):
     "Write a part of a new block"
     out = _View(whole.block, part.storage_offset(), tuple(part.shape), part.stride())
@@ -240,7 +246,7 @@ def _mse_backward(p, out, grad, a, b, reduction):
 
 _written = dict(pow=_pow, silu=_silu, silu_backward=_silu_backward, clamp=_clamp, mm=_product,
     bmm=_bmm, glu=_glu, glu_backward=_glu_backward,
-    addmm=_addmm, cat=_cat, slice_backward=_slice_backward,
+    addmm=_addmm, cat=_cat, stack=_stack, slice_backward=_slice_backward,
     select_backward=_select_backward, index=_index, sum=_total, mean=_mean,
     linalg_vector_norm=_norm, mse_loss=_mse, mse_loss_backward=_mse_backward)
 
@@ -252,8 +258,8 @@ def _add_call(p, func, args, kwargs, out):
     if not tensors: raise Unwritable(f"{func}, which returns no tensor")
     if name in ('empty', 'empty_like', 'new_empty'): return p.new(out)
     if not func._schema.is_mutable and all(_place(t) in p.where for t in tensors): return       # only views
-    if name in _fills or name in ('fill', 'full', 'full_like'):
-        block,given = p.target(out).block,_fills.get(name, *args[1:2])
+    if name in _fills or name in ('fill', 'full', 'full_like', 'scalar_tensor'):
+        block,given = p.target(out).block,_fills.get(name, args[-1])
         if block < p.n_args or isinstance(given, Tensor): raise Unwritable("an argument that is filled")
         p.constant[block] = float(given)
     elif name in _written and not kwargs: _written[name](p, out, *args)
@@ -494,20 +500,24 @@ static inline void product(const char *t, int n, int m, int k, const T *b, int l
   const T one = 1, zero = 0;
   gemm(t, t + 1, &n, &m, &k, &one, b, &lb, a, &la, &zero, c, &n);
 }
-static inline T Exp(T x) {     // to 2 units in the last place, and without branches (Cephes)
-  const T y = x > 89 ? 89 : x < -104 ? -104 : x, n = std::rint(y*1.44269504f);
+static inline T Near(T y, T n) {                 // e to the power y - n log 2, which is small (Cephes)
   const T r = y - n*0.693359375f + n*2.12194440e-4f;
-  T p = ((1.9875691500e-4f*r + 1.3981999507e-3f)*r + 8.3334519073e-3f)*r + 4.1665795894e-2f;
-  p = ((p*r + 1.6666665459e-1f)*r + 5.0000001201e-1f)*r*r + r + 1;
-  const int32_t half = (int32_t)n >> 1, low = (half + 127) << 23, high = ((int32_t)n - half + 127) << 23;
-  T u, v;                      // 2 to the power n, in two factors
-  std::memcpy(&u, &low, 4);
-  std::memcpy(&v, &high, 4);
-  return p*u*v;
+  const T p = ((1.9875691500e-4f*r + 1.3981999507e-3f)*r + 8.3334519073e-3f)*r + 4.1665795894e-2f;
+  return ((p*r + 1.6666665459e-1f)*r + 5.0000001201e-1f)*r*r + r + 1;
+}
+static inline T Power(int32_t n) { n = (n + 127) << 23; T p; std::memcpy(&p, &n, 4); return p; }    // of 2
+static inline T Exp(T x) {                       // to 2 units in the last place, and without branches
+  const T y = x > 89 ? 89 : x < -104 ? -104 : x, n = std::rint(y*1.44269504f);
+  const int32_t half = (int32_t)n >> 1;
+  return Near(y, n)*Power(half)*Power((int32_t)n - half);
+}
+static inline T Sigmoid(T x) {                   // beyond 87 it is 1, and next to nothing
+  const T u = 87 < x ? 87 : x, y = -(-87 > u ? -87 : u), n = std::rint(y*1.44269504f);
+  return 1/(1 + Near(y, n)*Power((int32_t)n));
 }
 static inline T Tanh(T x) {
   const T s = x*x, near = x*(1 + s*(-1.f/3 + s*(2.f/15 - s*(17.f/315 - s*(62.f/2835)))));
-  return s < 0.04f ? near : 1 - 2/(Exp(2*x) + 1);
+  return s < 0.04f ? near : 1 - 2*Sigmoid(-2*x);
 }
 '''
 

@@ -124,13 +124,13 @@ def _first_guess(self:Descending, x, drawn):
     raise ValueError(f"start: expected a network that proposes {tuple(drawn.shape)} numbers, got {tuple(first.shape)}")
 
 def _training_draws(self:Descending, n, g):
-    "What training draws for each row besides: a factor of α, steps to wait, noise, whether it goes on; where asked for"
+    "What training draws for each row besides: a factor of α, steps to wait, noise, 1 if it goes on; where asked for"
     p,K = self.practice,self.n_optimization_steps
     like = dict(generator=g, device=g.device, dtype=precision(self) or torch.float32)
     if p.step_spread > 1: yield 1/p.step_spread + (p.step_spread - 1/p.step_spread)*torch.rand(n, 1, **like)
-    if p.min_steps not in (None, K): yield torch.randint(0, K - p.min_steps + 1, (n,), generator=g, device=g.device)
+    if p.min_steps not in (None, K): yield torch.randint(K - p.min_steps + 1, (n,), **like)
     if p.noise: yield p.noise*torch.randn(n, K - 1, self.output_dim, **like)
-    if p.replay: yield torch.rand(n, 1, **like) < p.replay
+    if p.replay: yield (torch.rand(n, 1, **like) < p.replay).to(like['dtype'])
 
 Descending.alpha,Descending.initial_guess = _alpha,_drawn_guesses
 Descending.first_guess,Descending.training_draws = _first_guess,_training_draws

@@ -30,10 +30,12 @@ OPERATIONS = dict(
     functions=lambda w, x: torch.sigmoid(w) + F.silu(w) + w.relu() + w.exp() + w.pow(2) + w.pow(3) + (w.abs() + 1).sqrt() + (w.abs() + 1).rsqrt(),
     tanh=lambda w, x: w.mul(5).tanh() + w.mul(0.01).tanh() + w.mul(100).tanh(),
     extremes=lambda w, x: torch.sigmoid(w*100) + (-w.abs()*100).exp(),
+    choices=lambda w, x: torch.where(w > 0.5, w, 2*w) + torch.where(x[:20] <= w[0], x[:20], w[1])*(w >= w[2]) + torch.where((w < 0)[:, :1], 1., w),
     clamps=lambda w, x: w.clamp(-1, 0.5) + w.clamp(min=0.1) + w.clamp(max=0.2),
     broadcast=lambda w, x: w + w[0, 0] + w[:, :, :1] + w[:, :1],
     transposed=lambda w, x: w.transpose(1, 2) + (w.transpose(1, 2)*2).contiguous() + w.permute(0, 2, 1).clone(),
     parts=lambda w, x: torch.cat([w[:, 3:5], w[:, :2]*2, w[:, -1:]], 1),
+    stacked=lambda w, x: torch.stack([w[0], w[1]*2, w[2].exp()], 1) + torch.stack([w[0], w[0].t().contiguous().t()], -1)[:, None, :, 0],
     nested=lambda w, x: torch.cat([torch.cat([w[0], w[1]*2]), w[2]], 0),
     sums=lambda w, x: w.sum() + w.sum(0) + w.sum(1, keepdim=True)[:1, :, :] + w.mean(-1, keepdim=True)[:1] + w.mean() + w.transpose(0, 2).sum(0).sum(),
     norm=lambda w, x: w*w.norm() + w/w.flatten(1).norm(dim=1, keepdim=True)[:, :, None],
@@ -117,6 +119,7 @@ def test_arguments_are_checked():
 
 def energy(seed): return EBT(EnergyFunction(3, 2, 16, seed), 2, 4, 1.)
 KINDS = dict(ebt=energy, ffn=lambda s: FeedForward(3, 2, 16, 'relu', s), silu=lambda s: mlp(3, 2, 16, 'silu', s), tanh=lambda s: mlp(3, 2, 16, 'tanh', s),
+             practised=lambda s: EBT(Bowl(3, 2, 16, s), 2, 4, 0.3, min_steps=2, replay=0.5, noise=0.1, step_spread=2.),
              product=lambda s: mlp(3, 2, 16, 'product', s), glu=lambda s: mlp(3, 2, 16, 'glu', s),
              **{f.__name__: lambda s, f=f: EBT(f(3, 2, 16, s), 2, 4, 0.3) for f in (Bowl, Bilinear, Cauchy, Quartic, Residual)})
 
