@@ -255,7 +255,7 @@ def choose_compile(
     calls:int,         # Calls per update
     num_steps:int,     # Updates
     shapes:int=1       # Different shapes of x; each is compiled separately
-) -> tuple[bool|str,str]:  # Whether to compile, or 'quick' for only what takes no time; and why
+) -> tuple[bool|str,str]:  # What `choose_way` takes: True, False, 'auto', or 'quick' for C++ alone; and why
     """Decide whether to compile; raises `ValueError` on another value
 
     Args:
@@ -265,14 +265,14 @@ def choose_compile(
         shapes: Different shapes of x; each is compiled separately
 
     Returns:
-        Whether to compile, or 'quick' for only what takes no time; and why
+        What `choose_way` takes: True, False, 'auto', or 'quick' for C++ alone; and why
     """
     if compile not in (True, False, 'auto'):
         raise ValueError(f"compile: expected True, False or 'auto', got {compile!r}")
     seconds = calls*num_steps*CALL_SECONDS
     short = 'quick' if seconds > shapes*QUICK_SECONDS else False
-    yes = seconds > shapes*WORTH_SECONDS or short if compile == 'auto' else bool(compile)
-    return yes,f"{calls:,} calls per update, about {seconds:.3g} s in all" if compile == 'auto' else "as asked"
+    wanted = compile if compile != 'auto' or seconds > shapes*WORTH_SECONDS else short
+    return wanted,f"{calls:,} calls per update, about {seconds:.3g} s in all" if compile == 'auto' else "as asked"
 
 # %% ../nbs/engine/03_engine.ipynb #a1a25da9
 _EVERY_MODULE = {*vars(nn.Module()), 'training'}   # attributes that every module has
@@ -541,7 +541,7 @@ def _touched(models, way):
 
 def _stepper(run, state, pool):
     "The update as a function of its changing inputs; on a GPU captured at the first call"
-    ready = None if pool else partial(run, *state)
+    ready = None if pool else getattr(run, 'bound', partial(partial, run))(*state)
     @torch.no_grad()
     def step(*inputs):
         nonlocal ready

@@ -617,7 +617,8 @@ def native_update(
     update:Callable,  # Of one model: tensors only, those in `apart` with one entry; may change them in place
     args:list,        # Example arguments of all models; not changed
     apart:list        # For each argument whether it has an entry for each model
-) -> Callable:        # Takes the same arguments; returns a list of one tensor, with an entry for each model
+) -> Callable:        # Takes the same arguments; returns a list of one tensor, with an entry for each model. Its method
+                      # `bound` takes the first of them, which must stay, and makes a function of the others alone
     """Compile an update with a C++ compiler alone, for any number of models; raises `Unwritable` or `OSError`
 
     Args:
@@ -626,7 +627,7 @@ def native_update(
         apart: For each argument whether it has an entry for each model
 
     Returns:
-        Takes the same arguments; returns a list of one tensor, with an entry for each model
+        Takes the same arguments; returns a list of one tensor, with an entry for each model. Its method
     """
     text = update_source(update, [a[:1] if each else a for a,each in zip(args, apart)])
     library,gemm,n = _library(text),_gemm(),len(args[apart.index(True)])
@@ -634,11 +635,24 @@ def native_update(
     steps,Pointers = (ctypes.c_int64*len(steps))(*steps),ctypes.c_void_p*len(steps)
     def like(a): return a.shape,a.dtype,a.is_cpu,a.is_contiguous()
     expected = [like(a) for a in args]
-    def run(*args):
-        if [like(a) for a in args] != expected: raise ValueError("args: expected tensors like those of the example")
-        value = torch.empty(n)
-        pointers = Pointers(*(a.data_ptr() for a in args), value.data_ptr())
+    def check(given, expected):
+        if [like(a) for a in given] != expected: raise ValueError("args: expected tensors like those of the example")
+    def call(pointers):
         bad = library.update(n, torch.get_num_threads(), pointers, steps, gemm)
         if bad: raise IndexError("args: expected numbers of rows that exist, got others")
+    def run(*args):
+        check(args, expected)
+        value = torch.empty(n)
+        call(Pointers(*(a.data_ptr() for a in args), value.data_ptr()))
         return [value]
+    def bound(*first):
+        check(first, expected[:len(first)])
+        value,k = torch.empty(n),len(first)
+        pointers = Pointers(*(a.data_ptr() for a in first), *[0]*(len(args) - k), value.data_ptr())
+        def step(*rest, held=(first, value)):         # so that their memory stays theirs
+            check(rest, expected[k:])
+            for i,a in enumerate(rest, k): pointers[i] = a.data_ptr()
+            call(pointers)
+        return step
+    run.bound = bound
     return run

@@ -221,6 +221,9 @@ def _pool_of(executor, run):
     "A pool that was tried out: the executor, or what it makes, ended with the block"
     own = callable(executor)
     pool = executor() if own else executor
+    if not hasattr(pool, 'submit'):
+        raise ValueError("executor: expected a pool with `submit`, or a function that makes one, as `processes(4)`, "
+                         f"got {pool!r}")
     try:
         _try_out(pool, run)
         yield pool

@@ -272,7 +272,7 @@ def _plan(models, x, y, scoring, seeds, settings, compile, report, done=0):
     size = 1 if large else seeds_at_once(cost.bytes, free_memory(device), len(models))
     report(f"After update {done:,}: "*(done > 0) + describe_budget(num_steps, batch_size, n_rows(x)))
     if len(models) > 1: report(f"{len(models)} seeds, {size} at a time; medians below")
-    return size,wanted if wanted == 'quick' else wanted and compile,why
+    return size,wanted,why
 
 def _describe_way(way, wanted, n):
     "How the updates are made, and why"

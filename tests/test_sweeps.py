@@ -446,3 +446,7 @@ def test_several_grids_are_one_sweep(tmp_path):
        [(a, b, s, a + (b or 0) + s) for a,b in ((1, None), (2, None), (2, 3), (2, 4), (5, None)) for s in range(2)])   # a=2 once
     eq(sweep_points(grids), [dict(a=1), dict(a=2), dict(a=2, b=3), dict(a=2, b=4), dict(a=2), dict(a=5)])
     with pytest.raises(ValueError, match='unknown setting'): sweep([dict(task='add'), dict(taks='add')])
+
+def test_what_is_no_executor_is_named():
+    for bad in (3, 'x', lambda: 3):
+        with pytest.raises(ValueError, match='executor: expected a pool with `submit`'): sweep(dict(a=[1]), run=trivial, executor=bad, progress=False)
