@@ -286,18 +286,18 @@ def plot_verify(
         The axes, a panel for each task
     """
     tasks = [t for t in VERIFIED if study_runs(rows, task=t)]
-    axs = np.atleast_1d(new_axes(len(tasks), (1.6 + 2.2*len(tasks), 3.2), sharey=True))
+    axs = np.atleast_1d(new_axes(len(tasks), (1.6 + 2.2*len(tasks), 2.5), sharex=True, sharey=True))
     color = COLORS['test' if at == 'harder' else 'val']
     for ax,task in zip(axs, tasks):
         for j,model in enumerate(VERIFIED_MODELS):
-            look = FFN | dict(ms=3.5) if model == 'FFN' else dict(color=color, marker=_MARKS[model], ms=3.5, ls='none')
+            look = FFN | dict(ms=2.8) if model == 'FFN' else dict(color=color, marker=_MARKS[model], ms=2.8, ls='none')
             names = [f'{s}_{measure}_{at}' + f'_{steps}'*(model != 'FFN') for s in _SIGNALS]
             _mark_signals(ax, study_runs(rows, task=task, model=model), names, 0.2*(j - 1.5), look)
             ax.plot([], label=model, **look)
         ax.axvline(0.5 if measure == 'auroc' else 0, color='k', lw=0.6, ls=':')
         ax.axhline(7.5, color='0.7', lw=0.6)
         ax.set(xlabel='AUROC' if measure == 'auroc' else 'rank correlation')
-        ax.set_title(task, fontsize=9)
+        ax.set_title(task, fontsize=8)
     axs[0].set_yticks(range(len(_SIGNALS)), _SIGNALS)
     axs[0].invert_yaxis()
     legend(axs[-1], outside=True)
