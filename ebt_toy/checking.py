@@ -218,7 +218,7 @@ def plot_checking(
             if runs := checking_runs(rows, task, model): _steps_drawn(ax, runs, model)
             elif any(checking_runs(rows, t, model) for t in tasks):
                 axs[-1].plot([], ms=3, lw=1, label=model, **_LOOKS[model])
-        for model,marker in {'FFN': 'D', 'gated FFN': 's', 'multiplying FFN': '^'}.items():
+        for model,marker in {'FFN': 'D', 'gated FFN': 's', 'multiplying FFN': '^', 'solving FFN': 'P'}.items():
             if not (runs := checking_runs(rows, task, model)): continue
             ax.plot(runs[0]['flops'], np.median([r['mse_0'] for r in runs]), **FFN | dict(marker=marker), label=model)
         name,d = STUDIED_TASKS[task]
