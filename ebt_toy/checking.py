@@ -173,7 +173,7 @@ def best_network(
     task:str,     # A key of `STUDIED_TASKS`
     level:int=0   # Which of the test sets, from the easiest on
 ) -> list[dict]:  # Its runs
-    """The runs of the feedforward network with the lowest median error on a test set
+    """The runs of the usual feedforward network, or ensemble of them, with the lowest median error on a test set
 
     Args:
         rows: Of the study
@@ -219,8 +219,9 @@ def plot_checking(
             elif any(checking_runs(rows, t, model) for t in tasks):
                 axs[-1].plot([], ms=3, lw=1, label=model, **_LOOKS[model])
         for model,marker in {'FFN': 'D', 'gated FFN': 's', 'multiplying FFN': '^', 'solving FFN': 'P'}.items():
-            if not (runs := checking_runs(rows, task, model)): continue
-            ax.plot(runs[0]['flops'], np.median([r['mse_0'] for r in runs]), **FFN | dict(marker=marker), label=model)
+            look,runs = FFN | dict(marker=marker),checking_runs(rows, task, model)
+            if runs: ax.plot(runs[0]['flops'], np.median([r['mse_0'] for r in runs]), **look, label=model)
+            elif any(checking_runs(rows, t, model) for t in tasks): axs[-1].plot([], **look, label=model)
         name,d = STUDIED_TASKS[task]
         ax.set(xscale='log', yscale='log', xlabel='FLOPs per answer')
         ax.set_title(f'{name}, {d} numbers', fontsize=9)
