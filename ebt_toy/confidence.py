@@ -133,11 +133,12 @@ def doubts(
 
 # %% ../nbs/methods/09_confidence.ipynb #152e195c
 def bootstrap(
-    f,              # `row numbers -> float`
-    n:int,          # Questions
-    rounds:int=200, # Samples drawn, with replacement
-    seed:int=0      # Of the draws
-) -> tuple:         # Lower and upper end; NaN where `f` is NaN in every sample
+    f,                   # `row numbers -> float`
+    n:int,               # Questions
+    rounds:int=200,      # Samples drawn, with replacement
+    seed:int=0,          # Of the draws
+    together:bool=False  # Whether `f` takes the row numbers of all samples at once, `(rounds, n)`, and returns `(rounds,)`
+) -> tuple:              # Lower and upper end; NaN where `f` is NaN in every sample
     """The middle 95 % of a statistic over samples of the questions
 
     Args:
@@ -145,12 +146,14 @@ def bootstrap(
         n: Questions
         rounds: Samples drawn, with replacement
         seed: Of the draws
+        together: Whether `f` takes the row numbers of all samples at once, `(rounds, n)`, and returns
+            `(rounds,)`
 
     Returns:
         Lower and upper end; NaN where `f` is NaN in every sample
     """
-    g = np.random.default_rng(seed)
-    found = np.array([f(g.integers(0, n, n)) for _ in range(rounds)])
+    rows = np.random.default_rng(seed).integers(0, n, (rounds, n))
+    found = np.asarray(f(rows) if together else [f(i) for i in rows])
     found = found[~np.isnan(found)]
     return tuple(np.quantile(found, [0.025, 0.975]).tolist()) if len(found) else (float('nan'),)*2
 

@@ -150,7 +150,7 @@ def paired_ratio(
         `median`, `low`, `high` (95 % by bootstrap over runs), `n` runs of `of` in which it is above 1
     """
     r = np.asarray(errors)/np.asarray(own)
-    low,high = bootstrap(lambda i: np.median(r[i]), len(r), rounds=2000)
+    low,high = bootstrap(lambda i: np.median(r[i], axis=1), len(r), 2000, together=True)
     return dict(median=np.median(r), low=low, high=high, n=int((r > 1).sum()), of=len(r))
 
 # %% ../nbs/studies/01_protocol.ipynb #645e1fe8

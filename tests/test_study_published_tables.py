@@ -11,9 +11,7 @@ from ebt_toy.protocol import DRAWS, study_runs
 from ebt_toy.published_tables import TABLE_MODELS, TRIVIAL, published_tables_scores, success_bound, success_rate, sums_data, trivial_answer
 from ebt_toy.store import import_rows
 
-kept = Path(__file__).parents[1]/'nbs'/'studies'/'checking.csv'
-
-tables = kept.with_name('published_tables.csv')
+tables = Path(__file__).parents[1]/'nbs'/'studies'/'published_tables.csv'
 
 def test_published_tables_are_whole():
     rows = import_rows(tables)

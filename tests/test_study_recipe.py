@@ -10,9 +10,7 @@ from ebt_toy.protocol import DRAWS
 from ebt_toy.recipe import INGREDIENTS, recipe_scores
 from ebt_toy.store import import_rows
 
-kept = Path(__file__).parents[1]/'nbs'/'studies'/'checking.csv'
-
-def _kept(name): return import_rows(kept.with_name(f'{name}.csv'))
+def _kept(name): return import_rows(Path(__file__).parents[1]/'nbs'/'studies'/f'{name}.csv')
 
 def test_kept_rows_of_the_recipe_are_whole():
     rows = _kept('recipe')

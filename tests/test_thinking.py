@@ -229,6 +229,7 @@ def test_a_bootstrap_interval_is_about_as_wide_as_theory_has_it():
     low,high = bootstrap(lambda i: v[i].mean(), 400, 1000)
     assert low < v.mean() < high and (high - low)/(2*1.96*v.std()/20) == pytest.approx(1, abs=0.1)
     assert bootstrap(lambda i: v[i].mean(), 400, 50, seed=1) == bootstrap(lambda i: v[i].mean(), 400, 50, seed=1)
+    assert bootstrap(lambda i: v[i].mean(1), 400, 50, together=True) == pytest.approx(bootstrap(lambda i: v[i].mean(), 400, 50))
 
 def bowl(n_steps=5, **kw): return EBT(Ellipse(4., 0.5), 2, n_steps, 0.2, **kw)
 
