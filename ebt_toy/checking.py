@@ -225,6 +225,5 @@ def plot_checking(
         name,d = STUDIED_TASKS[task]
         ax.set(xscale='log', yscale='log', xlabel='FLOPs per answer')
         ax.set_title(f'{name}, {d} numbers', fontsize=9)
-    axs[0].set_ylabel('MSE, harder questions')
-    legend(axs[-1], outside=True)
+    axs[0].set_ylabel('MSE, harder questions'), legend(axs[-1], outside=True)
     return axs
