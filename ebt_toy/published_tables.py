@@ -23,7 +23,7 @@ from .ffn import train_feedforward
 from .models import predict
 from .protocol import study_rows
 from .rivals import NAU, NMU, train_arithmetic
-from .style import COLORS
+from .style import COLORS, plain_ticks
 from .thinking import thinking_curve
 from .training import least_squares, score, train_models
 from .update import count_params, count_work
@@ -169,6 +169,7 @@ def _with_scaled_inputs(data):
     scale = data.train_dataset.tensors[0].pow(2).mean().sqrt()
     return SyntheticData(*(TensorDataset(x/scale, y) for x,y in (d.tensors for d in data[:3])), *data[3:])
 
+# %% ../nbs/studies/published_tables.ipynb #56cd3f6d
 def _scores_of_table(model, data, more):
     "All scores of one trained model"
     h,few = model.history,data.val_dataset.tensors[0][:64]
@@ -268,7 +269,7 @@ def plot_tables(
     for edge in (len(published), len(published) + len(trivial)): ax.axhline(edge - 0.5, color='0.8', lw=0.6)
     ax.set(xscale='log', xlabel='MSE', ylim=(len(names) - 0.4, -0.6))
     ax.set_title(title, fontsize=9)
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), names), plain_ticks(ax)
 
 # %% ../nbs/studies/published_tables.ipynb #9fee2f2d
 def success_rate(

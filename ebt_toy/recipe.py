@@ -14,7 +14,7 @@ import torch
 from .data import create_synthetic_data
 from .ebt import hessian, train_energy_model
 from .protocol import study_rows
-from .style import COLORS, legend, new_axes
+from .style import COLORS, legend, new_axes, plain_ticks
 from .thinking import thinking_curve
 from .training import baselines
 from .update import count_params
@@ -137,14 +137,6 @@ def recipe_study(
     return study_rows(recipe_scores, cells, **options)
 
 # %% ../nbs/studies/recipe.ipynb #beea321e
-def _label_decades(ax):
-    "Few labelled ticks on a logarithmic axis, written as plain numbers"
-    low,high = ax.get_xlim()
-    digits = (1, 2, 5) if high/low < 30 else (1,)
-    ticks = [d*10.**k for k in range(-30, 31) for d in digits if low <= d*10.**k <= high]
-    ticks = ticks[::-(-len(ticks)//5) or 1]
-    ax.set_xticks(ticks, [f'{t:g}' for t in ticks]), ax.minorticks_off()
-
 def plot_factors(
     factors:dict,    # Title of a panel -> name -> number of steps -> `paired_ratio`; two panels or more
     reference:str    # What the factors compare with
@@ -167,6 +159,6 @@ def plot_factors(
             ax.plot([r['median'] for r in some], at, 'o', ms=4, color=COLORS['test'], mfc=face, label=f'{k} steps')
         ax.axvline(1, color='0.5', lw=0.8, ls=':')
         ax.set(xscale='log', xlabel=f'× below {reference}', yticks=range(len(names)), yticklabels=names)
-        ax.set_title(title, fontsize=8), _label_decades(ax)
+        ax.set_title(title, fontsize=8), plain_ticks(ax)
     legend(axs[-1], outside=True)
     return axs
