@@ -65,7 +65,7 @@ def plain_ticks(
         ax: Axes whose x axis is logarithmic
     """
     low,high = ax.get_xlim()
-    digits = (1, 1.2, 1.5, 2, 3, 4, 5, 6, 7, 8) if high/low < 5 else (1, 2, 5) if high/low < 30 else (1,)
+    digits = (1, 1.2, 1.5, 2, 3, 4, 5, 6, 7, 8) if high/low < 5 else (1, 2, 5) if high/low < 100 else (1,)
     ticks = [d*10.**k for k in range(-30, 31) for d in digits if low <= d*10.**k <= high]
     ticks = ticks[::-(-len(ticks)//5) or 1]
     ax.set_xticks(ticks, [f'{t:g}' for t in ticks]), ax.minorticks_off()
