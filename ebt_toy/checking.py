@@ -17,12 +17,11 @@ from .ebt import train_energy_model
 from .energies import Bowl
 from .ffn import train_feedforward
 from .practice import inverses
-from .protocol import answer_costs, curve_scores, lowest, study_rows, study_runs
+from .protocol import answer_costs, curve_scores, lowest, study_rows, study_runs, trained_scores
 from .rivals import train_ensemble, train_fixed_point, train_recurrent
 from .style import COLORS, FFN, legend, new_axes
 from .thinking import thinking_curve
 from .training import train_models
-from .update import count_params
 
 # %% ../nbs/studies/checking.ipynb #af7a411f
 class SolvingFFN(nn.Module):
@@ -90,9 +89,7 @@ def _rule_scores(model, dataset):
 # %% ../nbs/studies/checking.ipynb #729c9b8e
 def _scores_of_study(model, sets):
     "All scores of one trained model"
-    h,few = model.history,sets[0].test_dataset.tensors[0][:64]
-    scores = dict(val=h['val_loss'][-1].item(), n_params=count_params(model),
-                  training_flops=h.settings['update_flops']*int(h['step'][-1]))
+    few,scores = sets[0].test_dataset.tensors[0][:64],trained_scores(model)
     for i,data in enumerate(sets): scores |= curve_scores(model, data.test_dataset, f'mse_{i}', _STEPS)
     return scores | curve_scores(model, sets[0].val_dataset, 'id', _STEPS) | answer_costs(model, few, _STEPS) \
         | _rule_scores(model, sets[0].test_dataset)

@@ -137,7 +137,7 @@ def bootstrap(
     n:int,               # Questions
     rounds:int=200,      # Samples drawn, with replacement
     seed:int=0,          # Of the draws
-    together:bool=False  # Whether `f` takes the row numbers of all samples at once, `(rounds, n)`, and returns `(rounds,)`
+    together:bool=False  # Whether `f` takes all samples at once, `(rounds, n)`, and returns `(rounds,)`
 ) -> tuple:              # Lower and upper end; NaN where `f` is NaN in every sample
     """The middle 95 % of a statistic over samples of the questions
 
@@ -146,8 +146,7 @@ def bootstrap(
         n: Questions
         rounds: Samples drawn, with replacement
         seed: Of the draws
-        together: Whether `f` takes the row numbers of all samples at once, `(rounds, n)`, and returns
-            `(rounds,)`
+        together: Whether `f` takes all samples at once, `(rounds, n)`, and returns `(rounds,)`
 
     Returns:
         Lower and upper end; NaN where `f` is NaN in every sample

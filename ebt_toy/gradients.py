@@ -7,15 +7,14 @@ __all__ = ['WAYS', 'weight_gradient', 'gradients_scores', 'gradients_study']
 
 # %% ../nbs/studies/gradients.ipynb #6541419e
 from copy import deepcopy
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from .core import generator
-from .ebt import EBT, train_energy_model
+from .ebt import EBT
 from .protocol import study_rows
-from .recipe import error_scores, recipe_data, training_scores
+from .recipe import error_scores, recipe_data, trained_energies, training_scores
 
 # %% ../nbs/studies/gradients.ipynb #52b34a90
 WAYS = {'last step': 1, 'last 2 steps': 2, 'last 5 steps': 5, 'all steps': 'all', 'implicit': 'implicit'}
@@ -70,7 +69,7 @@ class _Compares:
     def __call__(self, models, history):
         at = 100*int(history['step'][-1])/self.num_steps
         if at not in _MOMENTS: return
-        for model,found in zip(models if isinstance(models, list) else [models], self.found):
+        for model,found in zip(models, self.found):
             found |= {f'{k}, {at:g} %': v for k,v in _compared(model, self.dataset).items()}
 
 # %% ../nbs/studies/gradients.ipynb #d2bff426
@@ -89,11 +88,8 @@ def gradients_scores(
     """
     s,data = settings,recipe_data(settings['task'], settings['seed'], settings['vec_size'])
     watch = _Compares(data.val_dataset, s['num_steps'], len(seeds)) if s['way'] == 'last step' else None
-    train = partial(train_energy_model, schedule='cosine', clip=1., batch_size=64, report=None, progress=False)
-    models = train(*data, energy=s['energy'], n_optimization_steps=s['n_steps'], step_size=s['step_size'], lr=s['lr'],
-                   grad_steps=WAYS[s['way']], num_steps=s['num_steps'], seeds=seeds, callback=watch)
-    models,more = models if isinstance(models, list) else [models],watch.found if watch else [{}]*len(seeds)
-    steps = s['n_steps'],10,50,200
+    models = trained_energies(s, data, seeds, step_size=s['step_size'], grad_steps=WAYS[s['way']], callback=watch)
+    more,steps = watch.found if watch else [{}]*len(seeds),(s['n_steps'], 10, 50, 200)
     return [training_scores(m, data) | error_scores(m, data, steps) | c for m,c in zip(models, more)]
 
 def gradients_study(

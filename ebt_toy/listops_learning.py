@@ -20,9 +20,8 @@ from .generate import Forest, forest_values, node_depths
 from .ladder import accuracy_by_depth, count_values, listops_rules, middle_mode, row_forests
 from .listops import OPERATOR_P, OPERATORS
 from .models import predict
-from .protocol import study_rows
+from .protocol import study_rows, trained_scores
 from .thinking import starts_of
-from .update import count_params
 
 # %% ../nbs/studies/listops_learning.ipynb #de522de6
 LISTOPS_TESTS = dict(plain=None, longer='length', deeper='depth', wider='args')    # name -> in what it is harder
@@ -138,8 +137,7 @@ def _steps_and_starts(model, x, ds, starts=8):
 def _scores_of_reader(model, tests, brackets):
     "All scores of one trained model"
     h,shown = model.history,{k: _as_shown(ds.tensors[0], brackets) for k,ds in tests.items()}
-    found = dict(val=h['val_loss'][-1].item(), n_params=count_params(model),
-                 training_flops=h.settings['update_flops']*int(h['step'][-1]), at=h['step'].astype(int).tolist())
+    found = trained_scores(model) | dict(at=h['step'].astype(int).tolist())
     found |= {f'{s}_curve': np.round(h[f'{s}_accuracy'], 4).tolist() for s in ('train', 'val')}
     answers = {k: predict(model, x).argmax(-1) for k,x in shown.items()}
     found |= {k: _right(p, tests[k]) for k,p in answers.items()}

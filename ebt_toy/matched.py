@@ -15,10 +15,9 @@ from .data import create_synthetic_data, get_task, outside_range, uniform
 from .ebt import trace, train_energy_model
 from .ffn import train_feedforward
 from .models import predict
-from .protocol import answer_costs, study_rows, takes_steps
+from .protocol import answer_costs, study_rows, takes_steps, trained_scores
 from .rivals import matched_width, model_costs
 from .runner import default_config
-from .update import count_params
 
 # %% ../nbs/studies/matched.ipynb #b33154f6
 MATCHED_MODELS = {
@@ -84,10 +83,8 @@ def matched_scores(
     data,sets = matched_sets(*(settings[k] for k in ('task', 'seed', 'vec_size')))
     given = {k: settings[k] for k in ('latent_dim', 'lr', 'num_steps')}
     models = MATCHED_MODELS[settings['model']](*data, **given, seeds=seeds, report=None, progress=False)
-    h,few = models[0].history,sets['id'][0][:64]
-    costs = dict(n_params=count_params(models[0]), training_flops=h.settings['update_flops']*int(h['step'][-1]))
-    costs |= answer_costs(models[0], few, _TAKEN)
-    return [dict(val=m.history['val_loss'][-1].item()) | costs | _errors_on(m, sets) for m in models]
+    costs = answer_costs(models[0], sets['id'][0][:64], _TAKEN)
+    return [trained_scores(m) | costs | _errors_on(m, sets) for m in models]
 
 # %% ../nbs/studies/matched.ipynb #904c4459
 def _counted(vec_size):

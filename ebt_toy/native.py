@@ -617,8 +617,7 @@ def native_update(
     update:Callable,  # Of one model: tensors only, those in `apart` with one entry; may change them in place
     args:list,        # Example arguments of all models; not changed
     apart:list        # For each argument whether it has an entry for each model
-) -> Callable:        # Takes the same arguments; returns a list of one tensor, with an entry for each model. Its method
-                      # `bound` takes the first of them, which must stay, and makes a function of the others alone
+) -> Callable:        # Takes the same, returns `[an entry per model]`; its `bound(*first)` takes the others alone
     """Compile an update with a C++ compiler alone, for any number of models; raises `Unwritable` or `OSError`
 
     Args:
@@ -627,7 +626,7 @@ def native_update(
         apart: For each argument whether it has an entry for each model
 
     Returns:
-        Takes the same arguments; returns a list of one tensor, with an entry for each model. Its method
+        Takes the same, returns `[an entry per model]`; its `bound(*first)` takes the others alone
     """
     text = update_source(update, [a[:1] if each else a for a,each in zip(args, apart)])
     library,gemm,n = _library(text),_gemm(),len(args[apart.index(True)])

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PILOT', 'DRAWS', 'RATES', 'chosen_rate', 'study_rows', 'study_runs', 'column', 'in_pairs', 'lowest', 'paired_ratio',
-           'takes_steps', 'curve_scores', 'answer_costs', 'format_spread', 'format_ratio', 'markdown_table']
+           'takes_steps', 'curve_scores', 'trained_scores', 'answer_costs', 'format_spread', 'format_ratio',
+           'markdown_table']
 
 # %% ../nbs/studies/01_protocol.ipynb #faf6a6a2
 import math
@@ -19,7 +20,7 @@ from .models import predict
 from .sweeps import sweep
 from .thinking import prediction_flops, thinking_curve
 from .training import score
-from .update import count_work
+from .update import count_params, count_work
 
 # %% ../nbs/studies/01_protocol.ipynb #d778733c
 PILOT,DRAWS = 1000,[2001, 2002, 2003, 2004]    # seeds of the data
@@ -186,6 +187,21 @@ def curve_scores(
     """
     if not takes_steps(model): return {name: score(model, dataset, F.mse_loss)}
     return {f"{name}_{r['steps']}": r['mean'] for r in thinking_curve(model, dataset, steps)}
+
+def trained_scores(
+    model:nn.Module   # Trained
+) -> dict:            # `val`, the validation loss; `n_params`, weights; `training_flops`, of all updates
+    """What a training came to, and what it cost
+
+    Args:
+        model: Trained
+
+    Returns:
+        `val`, the validation loss; `n_params`, weights; `training_flops`, of all updates
+    """
+    h = model.history
+    return dict(val=h['val_loss'][-1].item(), n_params=count_params(model),
+                training_flops=h.settings['update_flops']*int(h['step'][-1]))
 
 def answer_costs(
     model:nn.Module,  # Trained

@@ -21,12 +21,12 @@ from .ebt import train_energy_model
 from .energies import Bilinear
 from .ffn import train_feedforward
 from .models import predict
-from .protocol import study_rows
+from .protocol import study_rows, trained_scores
 from .rivals import NAU, NMU, train_arithmetic
 from .style import COLORS, plain_ticks
 from .thinking import thinking_curve
 from .training import least_squares, score, train_models
-from .update import count_params, count_work
+from .update import count_work
 
 # %% ../nbs/studies/published_tables.ipynb #e7664a67
 def _chosen_by_sums(d):
@@ -172,11 +172,10 @@ def _with_scaled_inputs(data):
 # %% ../nbs/studies/published_tables.ipynb #56cd3f6d
 def _scores_of_table(model, data, more):
     "All scores of one trained model"
-    h,few = model.history,data.val_dataset.tensors[0][:64]
+    few = data.val_dataset.tensors[0][:64]
     id,hard = (score(model, ds, F.mse_loss) for ds in (data.val_dataset, data.test_dataset))
-    costs = dict(n_params=count_params(model), training_flops=h.settings['update_flops']*int(h['step'][-1]),
-                 flops=count_work(lambda: predict(model, few)).flops/len(few))
-    found = dict(val=h['val_loss'][-1].item(), id=id, hard=hard) | costs | more
+    flops = count_work(lambda: predict(model, few)).flops/len(few)
+    found = trained_scores(model) | dict(id=id, hard=hard, flops=flops) | more
     if not hasattr(model, 'energy'): return found
     name,way = ('hard_rest', dict(steps=[20], rule='newton')) if more else ('hard_30', dict(steps=[30]))
     return found | {name: thinking_curve(model, data.test_dataset, **way)[0]['mean']}

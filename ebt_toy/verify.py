@@ -21,12 +21,11 @@ from .data import create_synthetic_data, get_task
 from .ebt import train_energy_model, walk_down
 from .ffn import train_feedforward
 from .models import predict
-from .protocol import answer_costs, column, study_rows, study_runs
+from .protocol import answer_costs, column, study_rows, study_runs, trained_scores
 from .several import nearest_root
 from .style import COLORS, FFN, legend, new_axes
 from .thinking import principal_slopes, starts_of
 from .training import baselines
-from .update import count_params
 
 # %% ../nbs/studies/verify.ipynb #2a013bac
 class Verified(NamedTuple):
@@ -205,7 +204,7 @@ def verify_scores(
     given = {k: settings[k] for k in ('latent_dim', 'lr', 'num_steps', 'step_size') if k in settings}
     train = partial(VERIFIED_MODELS[settings['model']], schedule='cosine', clip=1., batch_size=64, report=None)
     models = train(*data, **given, scoring=get_task(task).scoring, seeds=seeds, progress=False)
-    if len(models := models if isinstance(models, list) else [models]) < 3: return list(map(run_costs, models))
+    if len(models) < 3: return list(map(run_costs, models))
     x,y = (torch.cat(t) for t in zip(data.val_dataset.tensors, data.test_dataset.tensors))
     simple = _simple_errors(task, data)
     return [run_costs(m) | simple | s for m,s in zip(models, _verified(task, models, x, y))]
@@ -221,10 +220,7 @@ def run_costs(
     Returns:
         `val`, `n_params`, `training_flops`, `flops` or `flops_10` and `flops_200`
     """
-    h = model.history
-    return dict(val=h['val_loss'][-1].item(), n_params=count_params(model),
-                training_flops=h.settings['update_flops']*int(h['step'][-1])) \
-        | answer_costs(model, model.test_dataset.tensors[0][:64], STEPS_VERIFIED)
+    return trained_scores(model) | answer_costs(model, model.test_dataset.tensors[0][:64], STEPS_VERIFIED)
 
 def _simple_errors(task, data):
     "Least error of the simple rules, such as the mean answer, in distribution and on harder questions"
