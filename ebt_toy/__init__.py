@@ -24,7 +24,16 @@ from ebt_toy.sweeps import processes, sweep
 from ebt_toy.store import read_store
 from ebt_toy.saving import save_results
 from ebt_toy.checkpoints import load, pretrained, pretrained_steps, save, snapshots
-from ebt_toy.explorer import Explorer
-from ebt_toy.live import LiveTraining
 from ebt_toy.plots import (energy_line, energy_plane, plot_accuracy_by_depth, plot_energy_error, plot_error_range, plot_inner_loop, plot_landscape,
                            plot_landscape_training, plot_profile, plot_steps)
+
+_LATER = dict(Explorer='explorer', LiveTraining='live')      # of modules that bring ipywidgets, which takes a while to load
+
+def __getattr__(name):
+    "What is imported when it is first asked for"
+    if name not in _LATER: raise AttributeError(f"module 'ebt_toy' has no attribute {name!r}")
+    from importlib import import_module
+    globals()[name] = value = getattr(import_module(f'ebt_toy.{_LATER[name]}'), name)
+    return value
+
+def __dir__(): return sorted(globals().keys() | _LATER)

@@ -541,7 +541,8 @@ def _touched(models, way):
 
 def _stepper(run, state, pool):
     "The update as a function of its changing inputs; on a GPU captured at the first call"
-    ready = None if pool else getattr(run, 'bound', partial(partial, run))(*state)
+    if hasattr(run, 'bound'): return run.bound(*state)     # in C++, where nothing is recorded
+    ready = None if pool else partial(run, *state)
     @torch.no_grad()
     def step(*inputs):
         nonlocal ready

@@ -322,11 +322,9 @@ def _narrow_products(p):
         views = read.get(s.out.block, ())
         if s.kind == 'product' and s.out.block >= p.n_args and len(views) == 1:
             (view,),(a,b),(m,n) = views,s.ins,s.out.shape
-            width = -(-view.shape[-1]//16)*16            # BLAS is slow with ten columns, and quick with sixteen
-            if view.strides == s.out.strides and view.shape[0] == m and width < n:
-                first,new = min(view.offset, n - width),p.scratch((m, width))
-                moved[view] = _View(new.block, view.offset - first, view.shape, new.strides)
-                columns = b._replace(offset=b.offset + first*b.strides[1], shape=(b.shape[0], width))
+            if view.strides == s.out.strides and view.shape[0] == m and view.shape[-1] < n:
+                moved[view] = new = p.scratch(view.shape)
+                columns = b._replace(offset=b.offset + view.offset*b.strides[1], shape=(b.shape[0], view.shape[1]))
                 s = s._replace(out=new, ins=(a, columns))
         steps.append(s._replace(ins=tuple(moved.get(i, i) for i in s.ins)))
     return steps
@@ -446,7 +444,7 @@ def _map_text(sizes, loop, kept):
     return _for(sizes) + '{\n  ' + '\n  '.join(lines) + '\n}'
 
 # %% ../nbs/engine/11_native.ipynb #2ad2fec1
-def _sum_text(out, formula, ins):
+def _sum_text(out, formula, ins, n_args):
     "A sum: row added to row where the sums lie side by side, otherwise one after the other"
     shape = ins[0].shape
     order = sorted((d for d,n in enumerate(shape) if n > 1), key=lambda d: -ins[0].strides[d])
@@ -461,16 +459,18 @@ def _sum_text(out, formula, ins):
     return f'{heads}{{ double sum = 0; {inner}sum += {text}; {at(out)} = sum; }}'
 
 # %% ../nbs/engine/11_native.ipynb #c515eb26
-def _product_text(out, _, ins):
+def _product_text(out, _, ins, n_args):
     "A call of BLAS, which keeps matrices by columns: so it gets all of them transposed"
     (a,b),(m,n) = ins,out.shape
     def form(v): return ('N', v.strides[0]) if v.strides[1] == 1 else ('T', v.strides[1])
     (ta,la),(tb,lb) = form(a),form(b)
     sizes,target = f'{n}, {m}, {a.shape[1]}',f'b{out.block} + {out.offset}'
     la,lb = max(la, a.shape[ta == 'N']),max(lb, b.shape[tb == 'N'])
-    return f'product("{tb}{ta}", {sizes}, b{b.block} + {b.offset}, {lb}, b{a.block} + {a.offset}, {la}, {target});'
+    short = 1 < n < 24 and n != 16 and n < m < 2**14//n and a.shape[1]*n <= 2**13 and a.block >= n_args
+    given = f'b{b.block} + {b.offset}, {lb}, b{a.block} + {a.offset}, {la}, {target}'
+    return f'{"turned" if short else "product"}("{tb}{ta}", {sizes}, {given});'
 
-def _rows_text(out, _, ins):
+def _rows_text(out, _, ins, n_args):
     "Rows of a matrix, with PyTorch's check of their numbers"
     (x,rows),target = ins,f'b{out.block} + {out.offset}'
     n,width = x.shape[0],math.prod(x.shape[1:])
@@ -499,6 +499,16 @@ static Gemm gemm;
 static inline void product(const char *t, int n, int m, int k, const T *b, int lb, const T *a, int la, T *c) {
   const T one = 1, zero = 0;
   gemm(t, t + 1, &n, &m, &k, &one, b, &lb, a, &la, &zero, c, &n);
+}
+static inline void turned(const char *t, int n, int m, int k, const T *b, int lb, const T *a, int la, T *c) {
+  // The product transposed, since BLAS is slow where rows are short; its bits depend on where b lies, so b is copied
+  const T one = 1, zero = 0;
+  const char other[] = {t[1] == 'N' ? 'T' : 'N', t[0] == 'N' ? 'T' : 'N'};
+  const int rows = t[0] == 'N' ? k : n, width = t[0] == 'N' ? n : k;
+  alignas(64) T columns[1 << 14], right[1 << 13];
+  for (int i = 0; i < rows; i++) std::memcpy(right + i*width, b + i*lb, width*sizeof(T));
+  gemm(other, other + 1, &m, &n, &k, &one, a, &la, right, &width, &zero, columns, &m);
+  for (int j = 0; j < n; j++) for (int i = 0; i < m; i++) c[i*n + j] = columns[j*m + i];
 }
 static inline T Near(T y, T n) {                 // e to the power y - n log 2, which is small (Cephes)
   const T r = y - n*0.693359375f + n*2.12194440e-4f;
@@ -559,7 +569,7 @@ def update_source(
     begin,size,last = _layout(parts, p.sizes, p.n_args)
     if 4*size > MOST_MEMORY: raise Unwritable(f"{4*size:,} bytes of memory")
     def text(k, part):
-        if isinstance(part, _Step): return _texts[part.kind](*part[1:])
+        if isinstance(part, _Step): return _texts[part.kind](*part[1:], p.n_args)
         return _map_text(*part, {b for b in _blocks_of(part) if b < p.n_args or last[b] > k})
     body = [_called(text(k, part), functions) for k,part in enumerate(parts)]
     blocks = [f'T *const b{i} = (T*)args[{i}];' for i in range(p.n_args)]
@@ -632,26 +642,19 @@ def native_update(
     library,gemm,n = _library(text),_gemm(),len(args[apart.index(True)])
     steps = [a[0].nbytes if each else 0 for a,each in zip(args, apart)] + [4]
     steps,Pointers = (ctypes.c_int64*len(steps))(*steps),ctypes.c_void_p*len(steps)
-    def like(a): return a.shape,a.dtype,a.is_cpu,a.is_contiguous()
-    expected = [like(a) for a in args]
-    def check(given, expected):
-        if [like(a) for a in given] != expected: raise ValueError("args: expected tensors like those of the example")
-    def call(pointers):
-        bad = library.update(n, torch.get_num_threads(), pointers, steps, gemm)
-        if bad: raise IndexError("args: expected numbers of rows that exist, got others")
-    def run(*args):
-        check(args, expected)
-        value = torch.empty(n)
-        call(Pointers(*(a.data_ptr() for a in args), value.data_ptr()))
-        return [value]
+    def like(given): return [(a.shape, a.dtype, a.is_cpu, a.is_contiguous()) for a in given]
+    expected = like(args)
     def bound(*first):
-        check(first, expected[:len(first)])
         value,k = torch.empty(n),len(first)
         pointers = Pointers(*(a.data_ptr() for a in first), *[0]*(len(args) - k), value.data_ptr())
         def step(*rest, held=(first, value)):         # so that their memory stays theirs
-            check(rest, expected[k:])
+            if like(rest) != expected[k:]: raise ValueError("args: expected tensors like those of the example")
             for i,a in enumerate(rest, k): pointers[i] = a.data_ptr()
-            call(pointers)
+            bad = library.update(n, torch.get_num_threads(), pointers, steps, gemm)
+            if bad: raise IndexError("args: expected numbers of rows that exist, got others")
+            return [value]
+        if like(first) != expected[:k]: raise ValueError("args: expected tensors like those of the example")
         return step
+    def run(*args): return bound()(*args)
     run.bound = bound
     return run

@@ -36,7 +36,7 @@ def ended(p):
 INTERRUPTED = 130,'ebt_toy: interrupted\n'
 
 @pytest.mark.parametrize('way', WAYS, ids=['module', 'script'])
-@pytest.mark.parametrize('name', ['numpy', 'torch._C', 'ebt_toy.files', 'ebt_toy.explorer', 'ebt_toy.runner'])
+@pytest.mark.parametrize('name', ['numpy', 'torch._C', 'ebt_toy.files', 'ebt_toy.plots', 'ebt_toy.runner'])
 def test_ctrl_c_while_importing(tmp_path, way, name):
     (tmp_path/'sitecustomize.py').write_text(f"import os, signal, sys\nsys.addaudithook(lambda event, args: os.kill(os.getpid(), signal.SIGINT) if event == 'import' and args[0] == {name!r} else None)\n")
     code,out,err = ended(start([*way, *SMALL], tmp_path))
