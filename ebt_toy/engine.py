@@ -7,14 +7,15 @@ __all__ = ['BETAS', 'EPS', 'BUILD', 'CALL_SECONDS', 'QUICK_SECONDS', 'WORTH_SECO
            'compile_update', 'choose_compile', 'digest', 'traits', 'Way', 'choose_way', 'updates', 'update_work']
 
 # %% ../nbs/engine/03_engine.ipynb #1ac42da7
-import copy, gc, os, random, re, shlex, types, warnings
+import atexit, copy, gc, os, random, re, shlex, types, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from functools import partial
+from functools import partial, wraps
 from hashlib import blake2b
 from itertools import count, islice
 from typing import Callable, NamedTuple
 from unittest.mock import patch
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -587,6 +588,17 @@ def _side_by_side(models, way, lr, loss, inputs, turn, state):
     yield from plain_updates(models, way.groups, lr, loss, inputs, turn, state, params)
 
 # %% ../nbs/engine/03_engine.ipynb #da7908d1
+def _closed_at_exit(f):
+    "What `f` makes is closed while PyTorch is still there; a generator that is left to the interpreter ends too late"
+    made = WeakSet()
+    atexit.register(lambda: [g.close() for g in list(made)])
+    @wraps(f)
+    def call(*args, **kwargs):
+        made.add(g := f(*args, **kwargs))
+        return g
+    return call
+
+@_closed_at_exit
 def updates(
     models:list,        # Modules of one architecture, trained in place
     x,                  # `(n, d_x)`: vectors, or rows of token ids padded with zeros; or a structure of tensors

@@ -510,7 +510,10 @@ static inline void turned(const char *t, int n, int m, int k, const T *b, int lb
   gemm(other, other + 1, &m, &n, &k, &one, a, &la, right, &width, &zero, columns, &m);
   for (int j = 0; j < n; j++) for (int i = 0; i < m; i++) c[i*n + j] = columns[j*m + i];
 }
-static inline T Near(T y, T n) {                 // e to the power y - n log 2, which is small (Cephes)
+'''
+
+# %% ../nbs/engine/11_native.ipynb #75a81381
+_FUNCTIONS = '''static inline T Near(T y, T n) {                 // e to the power y - n log 2, which is small (Cephes)
   const T r = y - n*0.693359375f + n*2.12194440e-4f;
   const T p = ((1.9875691500e-4f*r + 1.3981999507e-3f)*r + 8.3334519073e-3f)*r + 4.1665795894e-2f;
   return ((p*r + 1.6666665459e-1f)*r + 5.0000001201e-1f)*r*r + r + 1;
@@ -579,7 +582,7 @@ def update_source(
         return f'static __attribute__((noinline)) int {name}({given}) {{\n{text}\nreturn 0;\n}}\n'
     made = [function(name, *key) for key,name in functions.items()]
     arena = f'alignas(64) static thread_local T arena[{max(size, 1)}];\nstatic int one(char **args) {{\n  '
-    return ''.join([_HEAD, *made, arena, '\n  '.join(blocks + body), '\n', _TAIL % dict(n=p.n_args)])
+    return ''.join([_HEAD, _FUNCTIONS, *made, arena, '\n  '.join(blocks + body), '\n', _TAIL % dict(n=p.n_args)])
 
 # %% ../nbs/engine/11_native.ipynb #3e98ca99
 FLAGS = '-O3 -march=native -fno-math-errno -fno-trapping-math -fopenmp -shared -fPIC -x c++'   # Of the C++ compiler

@@ -341,7 +341,7 @@ def sweep(
     retry_failed:bool=False,    # Whether to run those again that diverged, failed or crashed
     progress:bool=True          # Show a progress bar where someone can watch it
 ) -> list[dict]:                # Per unit: settings, `model_seed`, scores, `status`, `seconds`, `error`
-    """Run all units of a grid, or of several, that are not in the store yet; Ctrl-C ends it, the units left are 'missing'.
+    """Run all units of one or several grids that are not in the store yet; Ctrl-C ends it, the units left are 'missing'.
     Raises `ValueError` on bad input or while another sweep fills the store, `OSError` where that cannot be written
 
     Args:

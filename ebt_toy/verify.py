@@ -18,7 +18,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from .confidence import auroc, rank_correlation
 from .core import generator
 from .data import create_synthetic_data, get_task
-from .ebt import train_energy_model, walk_down
+from .ebt import read_once, train_energy_model, walk_down
 from .ffn import train_feedforward
 from .models import predict
 from .protocol import answer_costs, column, study_rows, study_runs, trained_scores
@@ -82,9 +82,8 @@ def energy_of_all(
     return f
 
 def _after_steps(f, x, y, step_size, steps):
-    "Guesses `(models, b, d_y)` after each of some numbers of steps, from guesses of this shape"
-    walk = enumerate(walk_down(f, x, y.flatten(0, 1), max(steps), step_size, 0), 1)
-    return {k: new.unflatten(0, y.shape[:2]) for k,new in walk if k in steps}
+    "Guesses after each of some numbers of steps"
+    return {k: new for k,new in enumerate(walk_down(f, x, y, max(steps), step_size, 0), 1) if k in steps}
 
 def ends_of_all(
     models:list,   # Trained `EBT`s of one kind, with random first guesses
@@ -105,17 +104,18 @@ def ends_of_all(
     """
     others = torch.randint(2**31, (n - 1,), generator=generator(0, 'starts')).tolist()
     *_,y0 = starts_of(models[0], x, [0, *others])
-    first = torch.cat(y0).expand(len(models), -1, -1)
-    found = _after_steps(energy_of_all(models), x.repeat(n, 1).expand(len(models), -1, -1), first,
-                         models[0].step_size, steps)
-    return {k: y.unflatten(1, (n, -1)) for k,y in found.items()}
+    def of(m):
+        read,energy = read_once(m.energy, x.repeat(n, 1))
+        return _after_steps(energy, read, torch.cat(y0), m.step_size, steps)
+    found = list(map(of, models))
+    return {k: torch.stack([f[k] for f in found]).unflatten(1, (n, -1)) for k in found[0]}
 
 # %% ../nbs/studies/verify.ipynb #a6ffc964
 def _from_one(f, x, ends, step_size, n_steps, shake=0.1):
     "Signals of each model by itself, `(models, b)`, about the answers from its first start"
     y = ends[:, 0]
     noise = torch.randn(y.shape[1:], generator=generator(0, 'shake', device=y.device), device=y.device)
-    back = _after_steps(f, x, y + shake*noise, step_size, [n_steps])[n_steps]
+    back = _after_steps(f, x, (y + shake*noise).flatten(0, 1), step_size, [n_steps])[n_steps].view_as(y)
     values,_,along = principal_slopes(lambda y: f(x, y), y.flatten(0, 1))
     found = dict(energy=f(x, y.flatten(0, 1)), slope=along.norm(dim=1),
                  newton=(along/values.abs().clamp(min=1e-6)).norm(dim=1), flatness=1/values[:, 0].clamp(min=1e-6))

@@ -1,5 +1,5 @@
 "Training updates against a plain loop written by hand, in every form they take: one at a time, several seeds at once, compiled."
-import copy, warnings
+import copy, subprocess, sys, warnings
 from contextlib import closing, contextmanager
 from itertools import islice
 
@@ -378,3 +378,15 @@ def test_groups_of_texts_are_whole():
     assert sorted(islice(group_order(8), 16)) == sorted(2*list(range(8)))
     padding = lambda tensors: 1 - sum(row_lengths(t).sum().item() for t in tensors)/sum(t.numel() for t in tensors)
     assert padding([texts]) > 0.5 and padding([x for x,_ in groups]) < 0.2
+
+@pytest.mark.parametrize('compile', [False, True])
+def test_a_stream_that_is_never_closed_lets_python_end(compile):
+    code = f"""
+import torch, torch.nn.functional as F
+from ebt_toy.engine import updates
+model = torch.nn.Linear(3, 2)
+stream = updates([model], torch.ones(9, 3), torch.ones(9, 2), 4, 1e-3, F.mse_loss, [0], {compile})
+for _ in range(3): next(stream)
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
