@@ -17,7 +17,7 @@ from .ebt import train_energy_model
 from .energies import Bowl
 from .ffn import train_feedforward
 from .practice import inverses
-from .protocol import answer_costs, curve_scores, lowest, study_rows, study_runs, trained_scores
+from .protocol import answer_costs, curve_scores, lowest, study_rows, study_runs, trained_by_rules, trained_scores
 from .rivals import train_ensemble, train_fixed_point, train_recurrent
 from .style import COLORS, FFN, legend, new_axes
 from .thinking import thinking_curve
@@ -108,9 +108,7 @@ def checking_scores(
         Scores per seed
     """
     sets = _draws(*(settings[k] for k in ('task', 'vec_size', 'seed')))
-    given = {k: settings[k] for k in ('latent_dim', 'lr', 'num_steps')}
-    train = partial(STUDIED_MODELS[settings['model']], schedule='cosine', clip=1., batch_size=64, report=None)
-    models = train(*sets[0], **given, seeds=seeds, progress=False)
+    models = trained_by_rules(STUDIED_MODELS[settings['model']], sets[0], settings, seeds)
     return [_scores_of_study(m, sets) for m in models]
 
 # %% ../nbs/studies/checking.ipynb #75a8a4fa

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PILOT', 'DRAWS', 'RATES', 'chosen_rate', 'study_rows', 'study_runs', 'column', 'in_pairs', 'lowest', 'paired_ratio',
-           'takes_steps', 'curve_scores', 'trained_scores', 'answer_costs', 'format_spread', 'format_ratio',
-           'markdown_table']
+           'trained_by_rules', 'takes_steps', 'curve_scores', 'trained_scores', 'answer_costs', 'format_spread',
+           'format_ratio', 'markdown_table']
 
 # %% ../nbs/studies/01_protocol.ipynb #faf6a6a2
 import math
@@ -153,6 +153,30 @@ def paired_ratio(
     r = np.asarray(errors)/np.asarray(own)
     low,high = bootstrap(lambda i: np.median(r[i], axis=1), len(r), 2000, together=True)
     return dict(median=np.median(r), low=low, high=high, n=int((r > 1).sum()), of=len(r))
+
+# %% ../nbs/studies/01_protocol.ipynb #e979d3b0
+def trained_by_rules(
+    train,          # A training function that takes `seeds`
+    data,           # `SyntheticData`
+    settings:dict,  # Perhaps latent_dim, lr, num_steps and step_size; anything else is left alone
+    seeds:list,     # Of the model
+    **options       # Passed to `train`
+) -> list:          # A model per seed
+    """Models trained with a cosine schedule, gradients clipped at 1, and 64 rows per update
+
+    Args:
+        train: A training function that takes `seeds`
+        data: `SyntheticData`
+        settings: Perhaps latent_dim, lr, num_steps and step_size; anything else is left alone
+        seeds: Of the model
+        **options: Passed to `train`
+
+    Returns:
+        A model per seed
+    """
+    given = {k: settings[k] for k in ('latent_dim', 'lr', 'num_steps', 'step_size') if k in settings}
+    return train(*data, **given, schedule='cosine', clip=1., batch_size=64, seeds=seeds, report=None, progress=False,
+                 **options)
 
 # %% ../nbs/studies/01_protocol.ipynb #645e1fe8
 def takes_steps(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEVERAL_RIGHT', 'SEVERAL_MODELS', 'queens_boards', 'queens_data', 'nearest_board', 'right_boards', 'SeveralRight',
-           'distinct_answers', 'several_answers_scores', 'several_answers_study', 'plot_coverage']
+           'several_answers_scores', 'several_answers_study', 'plot_coverage']
 
 # %% ../nbs/studies/several_answers.ipynb #75ec0edb
 import functools, itertools
@@ -22,9 +22,9 @@ from .data import Scoring, SyntheticData, create_synthetic_data, get_task, regre
 from .ebt import train_energy_model
 from .ffn import train_feedforward
 from .models import predict
-from .protocol import column, study_rows, study_runs
+from .protocol import column, study_rows, study_runs, trained_by_rules
 from .puzzles import choices, recalled, valid_queens
-from .several import nearest_on_circle, nearest_root, right_points, right_roots
+from .several import distinct_answers, nearest_on_circle, nearest_root, right_points, right_roots
 from .style import COLORS, FFN, legend, new_axes
 from .training import baselines
 from .verify import STEPS_VERIFIED, ends_of_all, run_costs
@@ -89,6 +89,16 @@ def queens_data(
                          n*n, n*n)
 
 # %% ../nbs/studies/several_answers.ipynb #9d3c2d07
+def _fitting(shown):
+    "All boards, and for each row of queens that are shown which of them have these"
+    boards = queens_boards(int(shown.shape[-1]**0.5), shown.device)
+    return boards,shown @ boards.T == shown.sum(-1, keepdim=True)
+
+def _board(y):
+    "The queens of an answer as 0s and 1s"
+    n = int(y.shape[-1]**0.5)
+    return F.one_hot(choices(y, n), n).flatten(-2).float()
+
 def nearest_board(
     p:Tensor,   # Predictions, `(..., n²)`
     y:Tensor    # Targets of `queens_data`, of the same shape
@@ -102,8 +112,7 @@ def nearest_board(
     Returns:
         A board of 0s and 1s for each
     """
-    boards,shown = queens_boards(int(y.shape[-1]**0.5), y.device),(y > 1.5).to(y.dtype)
-    fits = shown @ boards.T >= shown.sum(-1, keepdim=True)
+    boards,fits = _fitting((y > 1.5).to(y.dtype))
     return boards[(p @ boards.T).masked_fill(~fits, -torch.inf).argmax(-1)]
 
 def right_boards(
@@ -119,8 +128,7 @@ def right_boards(
     Returns:
         `(b,)`, bool
     """
-    n = int(y.shape[-1]**0.5)
-    return valid_queens(y) & ((F.one_hot(choices(y, n), n).flatten(1)*x).sum(1) == x.sum(1))
+    return valid_queens(y) & ((_board(y)*x).sum(1) == x.sum(1))
 
 def _by_mse(loss): return Scoring(loss, loss, 'MSE', False)
 def _plain_board_loss(p, y): return F.mse_loss(p, y.clamp(max=1))
@@ -153,33 +161,11 @@ def _made(task, vec_size, seed, n):
 
 
 # %% ../nbs/studies/several_answers.ipynb #4ffb3a3c
-def _board(y): return F.one_hot(choices(y, int(y.shape[-1]**0.5)), int(y.shape[-1]**0.5)).flatten(-2).float()
-def _completions(x, starts):
-    return (x @ queens_boards(int(x.shape[-1]**0.5), x.device).T == x.sum(1, keepdim=True)).sum(1).float()
-
-def distinct_answers(
-    y:Tensor,          # Answers, `(n, b, d_y)`
-    counts:Tensor,     # `(n, b)`, bool: which of them count
-    tol:float=0.1      # Answers this near count as one
-) -> Tensor:           # `(b,)`, int64
-    """How many different answers there are among n to each question
-
-    Args:
-        y: Answers, `(n, b, d_y)`
-        counts: `(n, b)`, bool: which of them count
-        tol: Answers this near count as one
-
-    Returns:
-        `(b,)`, int64
-    """
-    near,new = (y[:, None] - y[None]).norm(dim=-1) <= tol,counts.clone()
-    for i in range(1, len(y)): new[i] &= ~(near[i, :i] & new[:i]).any(0)
-    return new.sum(0)
+def _completions(x, starts): return _fitting(x)[1].sum(1).float()
 
 def _points_there(x, starts):
     on = nearest_on_circle(starts, torch.cat([x, 0*x], dim=-1).expand_as(starts))
     return distinct_answers(on, torch.ones(on.shape[:2], dtype=torch.bool, device=x.device)).float()
-
 
 # %% ../nbs/studies/several_answers.ipynb #b3edc8ea
 SEVERAL_RIGHT = dict(
@@ -244,10 +230,8 @@ def several_answers_scores(
     """
     own = SEVERAL_RIGHT[settings['task']]
     data,scoring = own.data(settings['seed'], settings['questions']),own.losses[settings['loss']]
-    given = {k: settings[k] for k in ('latent_dim', 'lr', 'num_steps', 'step_size') if k in settings}
-    train = partial(SEVERAL_MODELS[settings['model']], schedule='cosine', clip=1., batch_size=64, report=None)
-    models = train(*data, **given, scoring=scoring, seeds=seeds, progress=False)
-    if len(models := models if isinstance(models, list) else [models]) < 3: return list(map(run_costs, models))
+    models = trained_by_rules(SEVERAL_MODELS[settings['model']], data, settings, seeds, scoring=scoring)
+    if len(models) < 3: return list(map(run_costs, models))
     parts = dict(id=data.val_dataset, harder=data.test_dataset)
     scores = {at: _scores_on(own, models, *ds.tensors) for at,ds in parts.items()}
     simple = {f'simple_{k}_{at}': v for at,ds in parts.items() for k,v in _simple_answers(own, data, ds).items()}

@@ -21,7 +21,7 @@ from .data import create_synthetic_data, get_task
 from .ebt import read_once, train_energy_model, walk_down
 from .ffn import train_feedforward
 from .models import predict
-from .protocol import answer_costs, column, study_rows, study_runs, trained_scores
+from .protocol import answer_costs, column, study_rows, study_runs, trained_by_rules, trained_scores
 from .several import nearest_root
 from .style import COLORS, FFN, legend, new_axes
 from .thinking import principal_slopes, starts_of
@@ -201,9 +201,7 @@ def verify_scores(
     task,n = settings['task'],settings['questions']
     data = create_synthetic_data(task, vec_size=VERIFIED[task].vec_size, seed=settings['seed'], size_val=n, size_test=n,
                                  device=None)
-    given = {k: settings[k] for k in ('latent_dim', 'lr', 'num_steps', 'step_size') if k in settings}
-    train = partial(VERIFIED_MODELS[settings['model']], schedule='cosine', clip=1., batch_size=64, report=None)
-    models = train(*data, **given, scoring=get_task(task).scoring, seeds=seeds, progress=False)
+    models = trained_by_rules(VERIFIED_MODELS[settings['model']], data, settings, seeds, scoring=get_task(task).scoring)
     if len(models) < 3: return list(map(run_costs, models))
     x,y = (torch.cat(t) for t in zip(data.val_dataset.tensors, data.test_dataset.tensors))
     simple = _simple_errors(task, data)

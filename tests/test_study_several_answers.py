@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ebt_toy.protocol import DRAWS, column, study_runs
-from ebt_toy.several_answers import SEVERAL_RIGHT, distinct_answers, nearest_board, queens_boards, queens_data, right_boards, several_answers_scores
+from ebt_toy.several import distinct_answers
+from ebt_toy.several_answers import SEVERAL_RIGHT, nearest_board, queens_boards, queens_data, right_boards, several_answers_scores
 from ebt_toy.store import import_rows
 
 kept = Path(__file__).parents[1]/'nbs'/'studies'/'several_answers.csv'
