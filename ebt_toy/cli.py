@@ -10,6 +10,7 @@ __all__ = ['STUDIES', 'endable', 'run_command', 'parse_config', 'parse_settings'
 import importlib.util, json, os, signal, sys, tempfile, threading
 from contextlib import contextmanager, suppress
 from functools import partial
+from inspect import signature
 from typing import Callable
 
 from fastcore.script import anno_parser
@@ -23,13 +24,14 @@ from .files import listops_command
 from .gradients import gradients_study
 from .listops_learning import listops_study
 from .matched import matched_study
+from .protocol import format_repetition, repeated_medians
 from .published_tables import published_tables_study
 from .recipe import recipe_study
 from .runner import Results, insist, recipe_names, run_main
 from .saving import prepare_saving, save_results
 from .serve import explore_command
 from .several_answers import several_answers_study
-from .store import export_rows
+from .store import export_rows, import_rows
 from .sweeps import FAILED, format_table, processes, sweep, sweep_summary, sweep_table
 from .verify import verify_study
 
@@ -327,19 +329,45 @@ STUDIES = dict(checking=checking_study, matched=matched_study, recipe=recipe_stu
                verify=verify_study, several_answers=several_answers_study, published_tables=published_tables_study,
                listops_learning=listops_study)
 
+def _numbers(name, text):
+    "Whole numbers written with commas between them"
+    try: return [int(part) for part in text.split(',')]
+    except ValueError: raise ValueError(f"{name}: expected whole numbers with commas between them, got {text!r}") from None
+
+def _study_options(name, tasks, num_steps, draws, pilot, seeds):
+    "Arguments of a study, from those of `study_command`"
+    given = dict(tasks=tasks, num_steps=num_steps, draws=draws, pilot=pilot, seeds=seeds)
+    given = {k: v for k,v in given.items() if v is not None}
+    given |= {k: _numbers(k, given[k]) for k in ('draws', 'seeds') if k in given}
+    if tasks is None: return given
+    takes = signature(STUDIES[name]).parameters
+    if 'tasks' not in takes: raise ValueError(f"tasks: expected none, since {name} runs whole, got {tasks!r}")
+    return given | dict(tasks=tuple(check_known('task', t, takes['tasks'].default) for t in tasks.split(',')))
+
+# %% ../nbs/cli.ipynb #aa10d001
 def study_command(
     name:str, # checking, matched, recipe, gradients, verify, several_answers, published_tables or listops_learning
-    store:str=None,    # File of results, made if there is none; units in it are not run again
-    workers:int=0,     # Processes; 0 runs all jobs in this one
-    threads:int=1,     # CPU threads per process
-    export:str=None,   # Write the rows to this file too, .csv or .parquet
-    quiet:bool=False   # No progress bar
-) -> list:             # All rows
-    "Run a study of nbs/studies whole"
-    study,executor = STUDIES[check_known('study', name, STUDIES)],processes(workers, threads) if workers else None
-    rows = study(store=store, executor=executor, progress=not quiet)
+    store:str=None,      # File of results, made if there is none; units in it are not run again
+    workers:int=0,       # Processes; 0 runs all jobs in this one
+    threads:int=1,       # CPU threads per process
+    tasks:str=None,      # Only these tasks of the study, with commas between them
+    num_steps:int=None,  # Updates of each training; by default those of the study
+    draws:str=None,      # Seeds of the data, with commas between them; by default those of the study
+    pilot:int=None,      # Seed of the data on which learning rates are chosen; by default that of the study
+    seeds:str=None,      # Seeds of the models, with commas between them; by default those of the study
+    against:str=None,    # Compare the medians with those of this .csv, e.g. nbs/studies/checking.csv
+    export:str=None,     # Write the rows to this file too, .csv or .parquet
+    quiet:bool=False     # No progress bar
+) -> list:               # All rows
+    "Run a study of nbs/studies, whole or in part, or repeat it with other seeds"
+    study = STUDIES[check_known('study', name, STUDIES)]
+    first = None if against is None else import_rows(against)
+    options = _study_options(name, tasks, num_steps, draws, pilot, seeds)
+    executor = processes(workers, threads) if workers else None
+    rows = study(store=store, executor=executor, progress=not quiet, **options)
     tell(sweep_summary(rows))
     if export is not None: tell(f"Written to {export_rows(rows, export)}")
+    if against is not None: tell(format_repetition(repeated_medians(first, rows)))
     return rows
 
 def study_main(

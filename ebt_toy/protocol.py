@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PILOT', 'DRAWS', 'RATES', 'chosen_rate', 'study_rows', 'study_runs', 'column', 'in_pairs', 'lowest', 'paired_ratio',
            'trained_by_rules', 'takes_steps', 'curve_scores', 'trained_scores', 'answer_costs', 'format_spread',
-           'format_ratio', 'markdown_table']
+           'format_ratio', 'markdown_table', 'further_median', 'repeated_medians', 'format_repetition']
 
 # %% ../nbs/studies/01_protocol.ipynb #faf6a6a2
 import math
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .confidence import bootstrap
+from .core import check_count
 from .history import format_number
 from .models import predict
 from .sweeps import sweep
@@ -26,24 +27,26 @@ from .update import count_params, count_work
 PILOT,DRAWS = 1000,[2001, 2002, 2003, 2004]    # seeds of the data
 RATES = [1e-3, 3e-3]
 
-def _pilot(cell, num_steps=2000):
+def _pilot(cell, seed, num_steps=2000):
     "The settings of a cell with which its learning rate is chosen"
-    return cell | dict(seed=PILOT, num_steps=min(num_steps, cell['num_steps']))
+    return cell | dict(seed=seed, num_steps=min(num_steps, cell['num_steps']))
 
 def chosen_rate(
-    pilots:list,   # Rows of all pilots
-    cell:dict      # Settings, without `lr`
-) -> float:        # One of `RATES`
+    pilots:list,      # Rows of all pilots
+    cell:dict,        # Settings, without `lr`
+    seed:int=PILOT    # Of the data that the pilots ran on
+) -> float:           # One of `RATES`
     """The learning rate with the lowest validation loss in the mean over seeds; failed runs count as infinite
 
     Args:
         pilots: Rows of all pilots
         cell: Settings, without `lr`
+        seed: Of the data that the pilots ran on
 
     Returns:
         One of `RATES`
     """
-    own = [r for r in pilots if _pilot(cell).items() <= r.items()]
+    own = [r for r in pilots if _pilot(cell, seed).items() <= r.items()]
     def loss(lr): return sum([r.get('val', math.inf) for r in own if r['lr'] == lr] or [math.inf])
     return min(RATES, key=loss)
 
@@ -52,24 +55,30 @@ def study_rows(
     scores,        # `(settings, seeds) -> [dict]`, at the top level of a module; each dict has `val`, a validation loss
     cells:list,    # Settings of each: plain values, among them `num_steps`; with `lr` there is no pilot
     seeds=5,       # Of the models, or how many
+    draws=None,    # Seeds of the data; None takes `DRAWS`
+    pilot=PILOT,   # Seed of the data on which learning rates are chosen
     **options      # Passed to `sweep`: `store`, `executor`, `progress`
 ) -> list[dict]:   # A row per run; where Ctrl-C ended it some have the status 'missing'
-    """Choose the learning rate of each cell, then run it on all draws
+    """Choose the learning rate of each cell, then run it on all draws; raises `ValueError` where the pilot is a draw
 
     Args:
         scores: `(settings, seeds) -> [dict]`, at the top level of a module; each dict has `val`, a
             validation loss
         cells: Settings of each: plain values, among them `num_steps`; with `lr` there is no pilot
         seeds: Of the models, or how many
+        draws: Seeds of the data; None takes `DRAWS`
+        pilot: Seed of the data on which learning rates are chosen
         **options: Passed to `sweep`: `store`, `executor`, `progress`
 
     Returns:
         A row per run; where Ctrl-C ended it some have the status 'missing'
     """
-    pilots = sweep([_pilot(c) | dict(lr=RATES) for c in cells if 'lr' not in c], seeds=2, run=scores, **options)
+    draws = DRAWS if draws is None else list(draws)
+    if pilot in draws: raise ValueError(f"draws: expected other seeds than that of the pilots, {pilot}, got {draws}")
+    pilots = sweep([_pilot(c, pilot) | dict(lr=RATES) for c in cells if 'lr' not in c], seeds=2, run=scores, **options)
     if any(r['status'] == 'missing' for r in pilots): return pilots
-    ready = [dict(lr=chosen_rate(pilots, c)) | c if 'lr' not in c else c for c in cells]
-    return sweep([c | dict(seed=s) for s in DRAWS for c in ready], seeds=seeds, run=scores, **options)
+    ready = [dict(lr=chosen_rate(pilots, c, pilot)) | c if 'lr' not in c else c for c in cells]
+    return sweep([c | dict(seed=s) for s in draws for c in ready], seeds=seeds, run=scores, **options)
 
 # %% ../nbs/studies/01_protocol.ipynb #2a3f37d8
 def study_runs(
@@ -289,3 +298,92 @@ def markdown_table(
     def text(v): return format_number(v) if isinstance(v, float) else str(v)
     lines = [head, ['---']*len(head), *([text(v) for v in r] for r in rows)]
     return '\n'.join(f"| {' | '.join(line)} |" for line in lines)
+
+# %% ../nbs/studies/01_protocol.ipynb #aa10c003
+def _ends_of_scale(values):
+    "Values as an array, NaN as infinite: a lost answer"
+    v = np.asarray(values, float)
+    return np.where(np.isnan(v), math.inf, v)
+
+def further_median(
+    values,            # Of some runs
+    n:int,             # Runs to come
+    level:float=0.95   # Wanted probability, below 1
+) -> tuple:            # Lower and upper end, and their probability; infinite ends where the values are too few
+    """Between which two values the median of further runs falls, with that probability or more; NaN counts as infinite
+
+    Args:
+        values: Of some runs
+        n: Runs to come
+        level: Wanted probability, below 1
+
+    Returns:
+        Lower and upper end, and their probability; infinite ends where the values are too few
+    """
+    v = np.sort(_ends_of_scale(values))
+    N,half = len(v),(check_count('n', n) + 1)//2
+    ways = [[math.comb(j + k - 1, j)*math.comb(n - j + N - k, n - j) for j in range(half, n + 1)] for k in range(1, N//2 + 1)]
+    outside = [2*sum(w)/math.comb(N + n, n) for w in ways]         # both tails, for each k
+    k = sum(p <= 1 - level for p in outside)
+    return (v[k - 1],v[N - k],1 - outside[k - 1]) if k else (-math.inf,math.inf,1.)
+
+# %% ../nbs/studies/01_protocol.ipynb #aa10c007
+_NO_SCORES = 'seconds','status','error'
+
+def _cells_of(rows):
+    "Runs by cell: its settings but seeds and learning rate"
+    found,names = {},list(rows[0]) if rows else []
+    settings = [n for n in names[:names.index('model_seed') + 1] if n not in ('lr', 'seed', 'model_seed')]
+    for r in rows:
+        if r['seed'] != PILOT: found.setdefault(tuple((n, r[n]) for n in settings if n in r), []).append(r)
+    return found
+
+def repeated_medians(
+    rows:list,         # Of a study
+    again:list,        # Of its repetition
+    level:float=0.95   # As for `further_median`
+) -> list[dict]:       # `cell`, `score`, `median`, `low`, `high`, `level`, `again`, `inside`
+    """Each median of a repetition beside the range expected from the study; raises `ValueError` where no cell is in both
+
+    Args:
+        rows: Of a study
+        again: Of its repetition
+        level: As for `further_median`
+
+    Returns:
+        `cell`, `score`, `median`, `low`, `high`, `level`, `again`, `inside`
+    """
+    first,second,found = _cells_of(rows),_cells_of(again),[]
+    for cell in (c for c in first if c in second):
+        for s in (s for s,v in second[cell][0].items() if isinstance(v, float) and s not in _NO_SCORES):
+            old,new = (_ends_of_scale([r[s] for r in runs if s in r]) for runs in (first[cell], second[cell]))
+            if len(np.unique(old)) < 2: continue
+            (low,high,p),m = further_median(old, len(new), level),np.median(new)
+            found.append(dict(cell=dict(cell), score=s, median=np.median(old), low=low, high=high, level=p, again=m,
+                              inside=bool(low <= m <= high)))
+    if not found: raise ValueError("again: expected runs of a cell that the study has, got none")
+    return found
+
+# %% ../nbs/studies/01_protocol.ipynb #aa10c008
+def format_repetition(
+    found:list,   # From `repeated_medians`
+    most:int=5    # Lines for medians outside of their ranges, those farthest away
+) -> str:         # Lines
+    """How many medians of a repetition lie where they should, and which do not
+
+    Args:
+        found: From `repeated_medians`
+        most: Lines for medians outside of their ranges, those farthest away
+
+    Returns:
+        Lines
+    """
+    def away(r): return max(r['low']/r['again'], r['again']/r['high']) if r['again'] > 0 < r['low'] else math.inf
+    out = sorted((r for r in found if not r['inside']), key=away, reverse=True)
+    n,k = len(found),len(found) - len(out)
+    lines = [f"{k} of {n} medians ({k/n:.0%}) lie in the range where {np.mean([r['level'] for r in found]):.0%} should"]
+    for r in out[:most]:
+        was,low,high,now = (format_number(r[name]) for name in ('median', 'low', 'high', 'again'))
+        name = ' '.join(map(str, r['cell'].values()))
+        lines.append(f"  {name} {r['score']}: {was} ({low} to {high}), now {now}")
+    return '\n'.join(lines + [f"  and {len(out) - most} more"]*(len(out) > most))

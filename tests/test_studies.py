@@ -1,15 +1,19 @@
 "The studies: their rows, their command, and that a run gives what its row says."
 import math
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import pytest
+from hypothesis import given, strategies as st
 
 from ebt_toy import cli
 from ebt_toy.checking import STUDIED_MODELS, STUDIED_TASKS, best_network, checking_runs, checking_scores
-from ebt_toy.protocol import DRAWS, PILOT, RATES, chosen_rate, lowest, paired_ratio, study_rows, study_runs
-from ebt_toy.store import export_rows, import_rows
+from ebt_toy.protocol import (DRAWS, PILOT, RATES, chosen_rate, format_repetition, further_median, lowest, paired_ratio,
+                              repeated_medians, study_rows, study_runs)
+from ebt_toy.store import export_rows, import_rows, read_store
 
 kept = Path(__file__).parents[1]/'nbs'/'studies'/'checking.csv'
 
@@ -60,6 +64,55 @@ def scored_until_stopped(settings, seeds):
 def test_a_study_ends_where_it_was_stopped():
     rows = study_rows(scored_until_stopped, [dict(a=1, num_steps=5)], progress=False)
     assert {r['status'] for r in rows} == {'finished', 'missing'} and {r['seed'] for r in rows} == {PILOT}
+
+def test_a_study_is_repeated_with_other_seeds(tmp_path, monkeypatch, capsys):
+    def study(tasks=('one', 'two'), num_steps=5, **options):
+        return study_rows(scored_at_random, [dict(task=t, num_steps=num_steps) for t in tasks], **options)
+    monkeypatch.setitem(cli.STUDIES, 'checking', study)
+    monkeypatch.setitem(cli.STUDIES, 'recipe', lambda num_steps=5, **options: study(**options))
+    first = tmp_path/'first.csv'
+    assert cli.main(['study', 'checking', '--quiet', '--export', str(first)]) == 0
+    other = ['--draws', '3001,3002', '--pilot', '3000', '--seeds', '7,8', '--quiet', '--store', str(tmp_path/'s.db')]
+    assert cli.main(['study', 'checking', *other, '--tasks', 'two', '--num_steps', '5', '--against', str(first)]) == 0
+    assert '1 of 1 medians (100%) lie in the range' in capsys.readouterr().out
+    rows = read_store(tmp_path/'s.db')
+    assert {r['task'] for r in rows} == {'two'} and {(r['seed'], r['model_seed']) for r in rows if r['seed'] != 3000} == {(d, s) for d in (3001, 3002) for s in (7, 8)}
+    assert {r['seed'] for r in rows} == {3000, 3001, 3002} and {r['lr'] for r in rows if r['seed'] != 3000} == {RATES[0]}
+    for args,why in [(['recipe', '--tasks', 'one'], "tasks: expected none, since recipe runs whole, got 'one'"),
+                      (['checking', '--tasks', 'tow'], "unknown task 'tow'; did you mean 'two'"),
+                      (['checking', '--draws', '1;2'], "draws: expected whole numbers with commas between them, got '1;2'"),
+                      (['checking', '--draws', '1000'], 'draws: expected other seeds than that of the pilots, 1000, got [1000]'),
+                      (['checking', '--num_steps', '6', '--quiet', '--against', str(first)], 'again: expected runs of a cell that the study has')]:
+        assert cli.main(['study', *args]) == 2
+        assert why in capsys.readouterr().err
+
+def scored_at_random(settings, seeds):
+    return [dict(val=settings['lr'], mse=np.random.default_rng([settings['seed'], s]).uniform(1, 2), lost=float('nan'), same=1., n=s) for s in seeds]
+
+def test_a_repetition_that_differs_is_found():
+    cells = [dict(width=w, lr=1e-3, num_steps=10) for w in range(3)]
+    first,again = study_rows(scored_at_random, cells, progress=False),study_rows(scored_at_random, cells, 5, draws=[1], progress=False)
+    for r in again: r['mse'] = float('nan') if r['width'] == 2 else r['mse']*(1 if r['width'] else 100)
+    found = repeated_medians(first, again[::-1])
+    assert [(r['cell']['width'], r['score'], r['inside']) for r in found] == [(0, 'mse', False), (1, 'mse', True), (2, 'mse', False)]
+    told = format_repetition(found, most=1)
+    assert told.startswith('1 of 3 medians (33%)') and told.endswith('and 1 more') and 'now inf' in told
+
+@given(st.lists(st.floats(allow_nan=False), min_size=1, max_size=40), st.integers(1, 30), st.floats(0.5, 0.99))
+def test_the_range_of_a_further_median(values, n, level):
+    low,high,p = further_median(values, n, level)
+    assert low <= high and level <= p <= 1 and {low, high} <= {*values, float('inf'), -float('inf')}
+    assert further_median(values[::-1], n, level) == (low, high, p)
+
+def test_the_range_of_a_further_median_by_counting():
+    "Each way in which old and new values can be ordered, counted one by one"
+    for N,n in (4, 1), (5, 3), (6, 2), (7, 3), (4, 4):
+        low,high,p = further_median(range(N), n, 0.5)
+        inside = []
+        for places in combinations(range(N + n), n):
+            old = [i for i in range(N + n) if i not in places]
+            inside.append(old[int(low)] <= np.median(places) <= old[int(high)])
+        assert np.isclose(np.mean(inside), p) if n % 2 else np.mean(inside) >= p
 
 def test_lowest():
     groups = [[dict(e=v, name=n) for v in vs] for n,vs in dict(a=[1, 9, 9], b=[3, 3, 3]).items()]
