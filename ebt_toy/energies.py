@@ -86,9 +86,10 @@ class Bilinear(nn.Module):
             self.a,self.b = nn.Linear(both if self.squares else input_dim, latent_dim),nn.Linear(both, latent_dim)
             self.c,self.d = nn.Linear(latent_dim, out, bias=False),nn.Linear(both, out)
 
-    def forward(self, x, y):   # (b, d_x), (b, d_y) -> (b,)
+    def residual(self, x, y):
         both = torch.cat([x, y], dim=-1)
-        return half_square(self.c(self.a(both if self.squares else x)*self.b(both)) + self.d(both))
+        return self.c(self.a(both if self.squares else x)*self.b(both)) + self.d(both)
+    def forward(self, x, y): return half_square(self.residual(x, y))   # (b, d_x), (b, d_y) -> (b,)
 
 class Quadratic(Bilinear):
     "The bilinear check with y in both factors: quadratic in y, several valleys"

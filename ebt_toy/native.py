@@ -217,6 +217,11 @@ def _padded(p, out, part, grad):
     _parts_copied(p, whole, out, 0.)
     _parts_copied(p, whole, part, p.found(grad))
 
+def _eye(p, out, n):
+    whole = p.target(out)
+    _parts_copied(p, whole, out, 0.)
+    _parts_copied(p, whole, out.diagonal(), 1.)
+
 def _slice_backward(p, out, grad, sizes, dim, start, end, step):
     _padded(p, out, torch.ops.aten.slice(out, dim, start, end, step), grad)
 
@@ -246,7 +251,7 @@ def _mse_backward(p, out, grad, a, b, reduction):
 
 _written = dict(pow=_pow, silu=_silu, silu_backward=_silu_backward, clamp=_clamp, mm=_product,
     bmm=_bmm, glu=_glu, glu_backward=_glu_backward,
-    addmm=_addmm, cat=_cat, stack=_stack, slice_backward=_slice_backward,
+    addmm=_addmm, cat=_cat, stack=_stack, eye=_eye, slice_backward=_slice_backward,
     select_backward=_select_backward, index=_index, sum=_total, mean=_mean,
     linalg_vector_norm=_norm, mse_loss=_mse, mse_loss_backward=_mse_backward)
 
@@ -262,7 +267,7 @@ def _add_call(p, func, args, kwargs, out):
         block,given = p.target(out).block,_fills.get(name, args[-1])
         if block < p.n_args or isinstance(given, Tensor): raise Unwritable("an argument that is filled")
         p.constant[block] = float(given)
-    elif name in _written and not kwargs: _written[name](p, out, *args)
+    elif name in _written and (name == 'eye' or not kwargs): _written[name](p, out, *args)
     elif name in _formulas and not set(kwargs) - {'alpha', 'value', 'memory_format'}:
         ins,alpha = [p.found(a) for a in args],kwargs.get('alpha', 1)
         formula = _formulas[name].replace('@', _literal(kwargs.get('value', 1)))

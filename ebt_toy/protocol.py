@@ -338,6 +338,12 @@ def _cells_of(rows):
         if r['seed'] != PILOT: found.setdefault(tuple((n, r[n]) for n in settings if n in r), []).append(r)
     return found
 
+def _of_the_data(runs, score):
+    "Whether a score depends on the draw alone, as that of a trivial answer does"
+    by_draw = {}
+    for r in runs: by_draw.setdefault(r['seed'], []).append(r.get(score))
+    return max(map(len, by_draw.values())) > 1 and all(len({*v}) == 1 for v in by_draw.values())
+
 def repeated_medians(
     rows:list,         # Of a study
     again:list,        # Of its repetition
@@ -357,7 +363,7 @@ def repeated_medians(
     for cell in (c for c in first if c in second):
         for s in (s for s,v in second[cell][0].items() if isinstance(v, float) and s not in _NO_SCORES):
             old,new = (_ends_of_scale([r[s] for r in runs if s in r]) for runs in (first[cell], second[cell]))
-            if len(np.unique(old)) < 2: continue
+            if len(np.unique(old)) < 2 or _of_the_data(first[cell], s): continue
             (low,high,p),m = further_median(old, len(new), level),np.median(new)
             found.append(dict(cell=dict(cell), score=s, median=np.median(old), low=low, high=high, level=p, again=m,
                               inside=bool(low <= m <= high)))

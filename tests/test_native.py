@@ -46,6 +46,7 @@ OPERATIONS = dict(
     outer=lambda w, x: w[0, :, :1] @ w[1, :1, :],
     narrow=lambda w, x: w[0, :1] @ x.t() @ x[:, :1] + w[0, :, 3:7] @ w[1, 3:7],
     ones=lambda w, x: torch.ones(5, 20) @ w[0] + torch.zeros(5, 30),
+    eye=lambda w, x: torch.eye(20) @ w[0] + w[1, 0, 0]*torch.eye(30, dtype=w.dtype, device=w.device)[:20],
     layer=lambda w, x: F.linear(x, w[0], w[0, :, 0]),
     loss=lambda w, x: F.mse_loss(w[0], w[1]) + w.sum(),
     glued=lambda w, x: sum(torch.cat([x[:20, :10], w[0, :, :k]*k], 1) @ torch.cat([w[1, :10], w[2, :k]]) for k in (3, 4, 5)),
