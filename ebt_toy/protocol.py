@@ -322,8 +322,8 @@ def further_median(
     """
     v = np.sort(_ends_of_scale(values))
     N,half = len(v),(check_count('n', n) + 1)//2
-    ways = [[math.comb(j + k - 1, j)*math.comb(n - j + N - k, n - j) for j in range(half, n + 1)] for k in range(1, N//2 + 1)]
-    outside = [2*sum(w)/math.comb(N + n, n) for w in ways]         # both tails, for each k
+    def ways(j, k): return math.comb(j + k - 1, j)*math.comb(n - j + N - k, n - j)
+    outside = [2*sum(ways(j, k) for j in range(half, n + 1))/math.comb(N + n, n) for k in range(1, N//2 + 1)]
     k = sum(p <= 1 - level for p in outside)
     return (v[k - 1],v[N - k],1 - outside[k - 1]) if k else (-math.inf,math.inf,1.)
 
@@ -348,8 +348,8 @@ def repeated_medians(
     rows:list,         # Of a study
     again:list,        # Of its repetition
     level:float=0.95   # As for `further_median`
-) -> list[dict]:       # `cell`, `score`, `median`, `low`, `high`, `level`, `again`, `inside`
-    """Each median of a repetition beside the range expected from the study; raises `ValueError` where no cell is in both
+) -> list[dict]:       # `cell`, `score`, `median`, `low`, `high`, `level`, `again`, `inside`, `same_rate`
+    """Each median of a repetition beside the range expected of it; raises `ValueError` where no cell is in both
 
     Args:
         rows: Of a study
@@ -357,16 +357,18 @@ def repeated_medians(
         level: As for `further_median`
 
     Returns:
-        `cell`, `score`, `median`, `low`, `high`, `level`, `again`, `inside`
+        `cell`, `score`, `median`, `low`, `high`, `level`, `again`, `inside`, `same_rate`
     """
     first,second,found = _cells_of(rows),_cells_of(again),[]
     for cell in (c for c in first if c in second):
-        for s in (s for s,v in second[cell][0].items() if isinstance(v, float) and s not in _NO_SCORES):
-            old,new = (_ends_of_scale([r[s] for r in runs if s in r]) for runs in (first[cell], second[cell]))
+        same = {r.get('lr') for r in first[cell]} == {r.get('lr') for r in second[cell]}
+        scores = (s for r in second[cell] for s,v in r.items() if isinstance(v, float) and s not in _NO_SCORES)
+        for s in dict.fromkeys(scores):
+            old,new = (_ends_of_scale([r.get(s, math.inf) for r in runs]) for runs in (first[cell], second[cell]))
             if len(np.unique(old)) < 2 or _of_the_data(first[cell], s): continue
             (low,high,p),m = further_median(old, len(new), level),np.median(new)
             found.append(dict(cell=dict(cell), score=s, median=np.median(old), low=low, high=high, level=p, again=m,
-                              inside=bool(low <= m <= high)))
+                              inside=bool(low <= m <= high), same_rate=same))
     if not found: raise ValueError("again: expected runs of a cell that the study has, got none")
     return found
 
@@ -375,7 +377,7 @@ def format_repetition(
     found:list,   # From `repeated_medians`
     most:int=5    # Lines for medians outside of their ranges, those farthest away
 ) -> str:         # Lines
-    """How many medians of a repetition lie where they should, and which do not
+    """How many medians of a repetition lie where they should, in all and at the same learning rate, and which do not
 
     Args:
         found: From `repeated_medians`
@@ -386,8 +388,10 @@ def format_repetition(
     """
     def away(r): return max(r['low']/r['again'], r['again']/r['high']) if r['again'] > 0 < r['low'] else math.inf
     out = sorted((r for r in found if not r['inside']), key=away, reverse=True)
-    n,k = len(found),len(found) - len(out)
-    lines = [f"{k} of {n} medians ({k/n:.0%}) lie in the range where {np.mean([r['level'] for r in found]):.0%} should"]
+    def share(some): return f"{(k := sum(r['inside'] for r in some))} of {len(some)} medians ({k/len(some):.0%})"
+    alike = [r for r in found if r['same_rate']]
+    lines = [f"{share(found)} lie in the range where {np.mean([r['level'] for r in found]):.0%} should"]
+    if 0 < len(alike) < len(found): lines += [f"with the same learning rate as before: {share(alike)}"]
     for r in out[:most]:
         was,low,high,now = (format_number(r[name]) for name in ('median', 'low', 'high', 'again'))
         name = ' '.join(map(str, r['cell'].values()))

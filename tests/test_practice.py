@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from ebt_toy.core import generator
 from ebt_toy.data import create_synthetic_data, with_tensors
 from ebt_toy.ebt import EBT, EnergyFunction, hessian, implicit_step, trace, train_energy_model, walk_down
-from ebt_toy.practice import inverses
+from ebt_toy.practice import inverses, solve_positive
 from ebt_toy.energies import Bowl
 from ebt_toy.runner import run_main
 
@@ -71,6 +71,18 @@ def test_inverses_of_symmetric_matrices(d, seed):
     values = (0.05 + torch.rand(3, d, generator=g, dtype=torch.float64))*(1 - 2*torch.randint(0, 2, (3, d), generator=g))
     H = Q*values[:, None] @ Q.mT
     assert torch.allclose(inverses(H) @ H, torch.eye(d, dtype=torch.float64).expand(3, d, d), atol=1e-6)
+
+@given(st.integers(1, 6), st.integers(0, 1000))
+@settings(deadline=None, max_examples=25)
+def test_positive_systems_and_their_gradients(d, seed):
+    g = generator(seed)
+    A,v = torch.randn(3, d + 2, d, generator=g, dtype=torch.float64),torch.randn(3, d, generator=g, dtype=torch.float64)
+    H = (A.mT @ A + 0.1*torch.eye(d)).requires_grad_()
+    ours,right = solve_positive(H, v),torch.linalg.solve(H, v)
+    assert ours.shape == v.shape and torch.allclose(ours, right, rtol=1e-7, atol=1e-9)
+    w = torch.randn(3, d, generator=g, dtype=torch.float64)
+    a,b = (torch.autograd.grad((y*w).sum(), H)[0] for y in (ours, right))
+    assert torch.allclose((a + a.mT), (b + b.mT), rtol=1e-5, atol=1e-8)      # elimination reads both halves, as if H were any matrix
 
 def test_the_hessian_is_that_of_autograd():
     energy,x,y = EnergyFunction(3, 2, 8).double(),*torch.randn(2, 4, 3, generator=generator(1), dtype=torch.float64)

@@ -7,10 +7,14 @@ from statistics import median
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, strategies as st
 
 from ebt_toy import cli
-from ebt_toy.checking import STUDIED_MODELS, STUDIED_TASKS, best_network, checking_runs, checking_scores
+from ebt_toy.checking import (STUDIED_MODELS, STUDIED_TASKS, LearnedEquation, SolvingFFN, best_network, checking_runs,
+                              checking_scores)
+from ebt_toy.core import generator
+from ebt_toy.energies import Quadratic
 from ebt_toy.protocol import (DRAWS, PILOT, RATES, chosen_rate, format_repetition, further_median, lowest, paired_ratio,
                               repeated_medians, study_rows, study_runs)
 from ebt_toy.store import export_rows, import_rows, read_store
@@ -113,6 +117,24 @@ def test_the_range_of_a_further_median_by_counting():
             old = [i for i in range(N + n) if i not in places]
             inside.append(old[int(low)] <= np.median(places) <= old[int(high)])
         assert np.isclose(np.mean(inside), p) if n % 2 else np.mean(inside) >= p
+
+def test_the_learned_equation_takes_gauss_newton_steps():
+    "Slopes as autograd finds them, and a step that ends at the lowest point of the linearized residual"
+    model,(x,y) = LearnedEquation(4, 2, 8, seed=1).double(),torch.randn(2, 5, 4, dtype=torch.float64, generator=generator(0))
+    y = y[:, :2]
+    new = model.step(x, y)
+    for i in range(5):
+        r = lambda v: model.net.residual(x[i:i + 1], v[None])[0]
+        J = torch.autograd.functional.jacobian(r, y[i])
+        step = torch.linalg.solve(J.T @ J + 0.01*torch.eye(2), J.T @ r(y[i]))
+        assert torch.allclose(new[i], y[i] - step, rtol=1e-8)
+    assert [n for n,_ in model.named_parameters()] == [n for n,_ in Quadratic(4, 2, 8).named_parameters(prefix='net')]
+
+def test_the_solving_network_ends_where_the_bowl_is_lowest():
+    model,x = SolvingFFN(4, 2, 16, seed=0).double(),torch.randn(6, 4, dtype=torch.float64, generator=generator(0))
+    y = model(x).detach().requires_grad_()
+    slope, = torch.autograd.grad(model.bowl(x, y).sum(), y)
+    assert slope.abs().max() < 1e-4
 
 def test_lowest():
     groups = [[dict(e=v, name=n) for v in vs] for n,vs in dict(a=[1, 9, 9], b=[3, 3, 3]).items()]
