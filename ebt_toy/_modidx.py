@@ -810,6 +810,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'ebt_toy.protocol.in_pairs': ('studies/protocol.html#in_pairs', 'ebt_toy/protocol.py'),
                                   'ebt_toy.protocol.lowest': ('studies/protocol.html#lowest', 'ebt_toy/protocol.py'),
                                   'ebt_toy.protocol.markdown_table': ('studies/protocol.html#markdown_table', 'ebt_toy/protocol.py'),
+                                  'ebt_toy.protocol.median_interval': ('studies/protocol.html#median_interval', 'ebt_toy/protocol.py'),
                                   'ebt_toy.protocol.paired_ratio': ('studies/protocol.html#paired_ratio', 'ebt_toy/protocol.py'),
                                   'ebt_toy.protocol.repeated_medians': ('studies/protocol.html#repeated_medians', 'ebt_toy/protocol.py'),
                                   'ebt_toy.protocol.study_rows': ('studies/protocol.html#study_rows', 'ebt_toy/protocol.py'),

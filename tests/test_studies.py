@@ -15,8 +15,8 @@ from ebt_toy.checking import (STUDIED_MODELS, STUDIED_TASKS, LearnedEquation, So
                               checking_scores)
 from ebt_toy.core import generator
 from ebt_toy.energies import Quadratic
-from ebt_toy.protocol import (DRAWS, PILOT, RATES, chosen_rate, format_repetition, further_median, lowest, paired_ratio,
-                              repeated_medians, study_rows, study_runs)
+from ebt_toy.protocol import (DRAWS, PILOT, RATES, chosen_rate, format_repetition, further_median, lowest, median_interval,
+                              paired_ratio, repeated_medians, study_rows, study_runs)
 from ebt_toy.store import export_rows, import_rows, read_store
 
 kept = Path(__file__).parents[1]/'nbs'/'studies'/'checking.csv'
@@ -48,8 +48,15 @@ def test_runs_and_the_best_network():
         assert all(best <= median(r['mse_0'] for r in runs) for m in ('FFN', 'gated FFN', 'multiplying FFN') for w in (128, 512) if (runs := checking_runs(rows, task, m, w)))
 
 def test_pairs():
-    r = paired_ratio([2., 4., 6., 8.], [1., 1., 1., 16.])
+    r = paired_ratio([2., 4., 6., 8.], [1., 1., 1., 16.], per_draw=2)
     assert (r['median'], r['n'], r['of']) == (3., 3, 4) and 0.5 <= r['low'] <= 3 <= r['high'] <= 6
+
+def test_intervals_cross_draws_and_seeds():
+    "What depends on the seed alone, or on the draw alone, is as uncertain as so many seeds or draws"
+    v = np.array([1., 2., 4., 8., 16.])
+    assert median_interval(np.tile(v, 4)) == (1, 16) and median_interval(np.repeat(v, 5)) == (1, 16)
+    assert median_interval(np.tile([1., 1., 1., 1., np.inf], 4))[1] in (1, np.inf) and median_interval([3.]*20) == (3, 3)
+    with pytest.raises(ValueError, match='expected 5 runs on each draw, got 17 runs'): median_interval(range(17))
 
 def scored_by_formula(settings, seeds):
     return [dict(val=abs(settings['lr'] - settings['best']), mse=s) for s in seeds]
