@@ -150,6 +150,7 @@ def checking_scores(
 def _models_on(task):
     "Models that run on a task of the study, with their widths"
     models = _CORE + ('learned equation',) + ('solving FFN',)*task.startswith(('divide', 'solve'))
+    if task in ('solve3', 'solve8'): models = tuple(m for m in models if m not in ('quartic energy', 'multiplying FFN'))
     if task in ('divide', 'solve2'): models += _CHECKS + _ONLY_SMALL
     return [(m, 128) for m in models] + [(m, 512) for m in _CORE + _CHECKS]*(task == 'solve5')
 
@@ -221,7 +222,8 @@ _LOOKS = {'bowl energy': dict(color=COLORS['test'], marker='o'),
           'Cauchy energy': dict(color=COLORS['test'], marker='x', ls='--'),
           'bilinear energy': dict(color=COLORS['test'], marker='s', ls=':'),
           'MLP energy': dict(color='0.5', marker='v', ls=':'),
-          'fixed point': dict(color='C2', marker='^', ls='--')}
+          'fixed point': dict(color='C2', marker='^', ls='--'),
+          'learned equation': dict(color='C4', marker='*')}
 
 def _steps_drawn(ax, runs, model):
     "The error of a model after 10 to 200 steps against the cost of an answer"
