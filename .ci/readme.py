@@ -44,6 +44,8 @@ def prepare(nb):
     nb.cells = [c for c in nb.cells if not is_hidden(c)]
     for c in nb.cells:
         if is_silent(c): c.metadata['transient'] = dict(remove_source=True)
+    for data in (o.data for c in nb.cells for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})):
+        data['text/markdown'] = move_links(data['text/markdown'])
     for c in nb.cells: c.source = (drop_directives if c.cell_type == 'code' else move_links)(c.source)
     nb.cells = [c for c in nb.cells if c.source or c.get('outputs')]
     nb.metadata.language_info = {'name': 'python'}   # colours the code

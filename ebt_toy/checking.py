@@ -18,7 +18,8 @@ from .ebt import train_energy_model
 from .energies import Bowl, Quadratic
 from .ffn import train_feedforward
 from .practice import solve_positive
-from .protocol import answer_costs, curve_scores, lowest, study_rows, study_runs, trained_by_rules, trained_scores
+from .protocol import (answer_costs, curve_scores, lowest, study_rows, study_runs, trained_by_rules,
+                              trained_scores)
 from .rivals import Recurrent, train_ensemble, train_fixed_point, train_recurrent
 from .style import COLORS, FFN, legend, new_axes
 from .thinking import thinking_curve
@@ -222,8 +223,7 @@ _LOOKS = {'bowl energy': dict(color=COLORS['test'], marker='o'),
           'Cauchy energy': dict(color=COLORS['test'], marker='x', ls='--'),
           'bilinear energy': dict(color=COLORS['test'], marker='s', ls=':'),
           'MLP energy': dict(color='0.5', marker='v', ls=':'),
-          'fixed point': dict(color='C2', marker='^', ls='--'),
-          'learned equation': dict(color='C4', marker='*')}
+          'fixed point': dict(color='C2', marker='^', ls='--'), 'learned equation': dict(color='C4', marker='*')}
 
 def _steps_drawn(ax, runs, model):
     "The error of a model after 10 to 200 steps against the cost of an answer"

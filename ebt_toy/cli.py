@@ -329,16 +329,16 @@ STUDIES = dict(checking=checking_study, matched=matched_study, recipe=recipe_stu
                verify=verify_study, several_answers=several_answers_study, published_tables=published_tables_study,
                listops_learning=listops_study)
 
-def _numbers(name, text):
+def _whole_numbers(name, text):
     "Whole numbers written with commas between them"
-    try: return [int(part) for part in text.split(',')]
-    except ValueError: raise ValueError(f"{name}: expected whole numbers with commas between them, got {text!r}") from None
+    if all(part.strip().isdecimal() for part in text.split(',')): return [int(part) for part in text.split(',')]
+    raise ValueError(f"{name}: expected whole numbers with commas between them, got {text!r}")
 
 def _study_options(name, tasks, num_steps, draws, pilot, seeds):
     "Arguments of a study, from those of `study_command`"
     given = dict(tasks=tasks, num_steps=num_steps, draws=draws, pilot=pilot, seeds=seeds)
     given = {k: v for k,v in given.items() if v is not None}
-    given |= {k: _numbers(k, given[k]) for k in ('draws', 'seeds') if k in given}
+    given |= {k: _whole_numbers(k, given[k]) for k in ('draws', 'seeds') if k in given}
     if tasks is None: return given
     takes = signature(STUDIES[name]).parameters
     if 'tasks' not in takes: raise ValueError(f"tasks: expected none, since {name} runs whole, got {tasks!r}")

@@ -369,6 +369,7 @@ def _of_the_data(runs, score):
     for r in runs: by_draw.setdefault(r['seed'], []).append(r.get(score))
     return max(map(len, by_draw.values())) > 1 and all(len({*v}) == 1 for v in by_draw.values())
 
+# %% ../nbs/studies/01_protocol.ipynb #aa10c007b
 def repeated_medians(
     rows:list,         # Of a study
     again:list,        # Of its repetition
