@@ -172,8 +172,8 @@ def checking_study(
     """
     def cell(task, model, width):
         name,d = STUDIED_TASKS[task]
-        return dict(task=name, vec_size=d, model=model, latent_dim=width,
-                    num_steps=num_steps or (10_000 if task in _LONG else 3000))
+        updates = (10_000 if task in _LONG else 3000) if num_steps is None else num_steps
+        return dict(task=name, vec_size=d, model=model, latent_dim=width, num_steps=updates)
     cells = [cell(t, *m) for t in tasks for m in _models_on(t)]
     return study_rows(checking_scores, cells, **options)
 

@@ -89,11 +89,13 @@ def test_a_study_is_repeated_with_other_seeds(tmp_path, monkeypatch, capsys):
     rows = read_store(tmp_path/'s.db')
     assert {r['task'] for r in rows} == {'two'} and {(r['seed'], r['model_seed']) for r in rows if r['seed'] != 3000} == {(d, s) for d in (3001, 3002) for s in (7, 8)}
     assert {r['seed'] for r in rows} == {3000, 3001, 3002} and {r['lr'] for r in rows if r['seed'] != 3000} == {RATES[0]}
-    for args,why in [(['recipe', '--tasks', 'one'], "tasks: expected none, since recipe runs whole, got 'one'"),
-                      (['checking', '--tasks', 'tow'], "unknown task 'tow'; did you mean 'two'"),
-                      (['checking', '--draws', '1;2'], "draws: expected whole numbers with commas between them, got '1;2'"),
-                      (['checking', '--draws', '1000'], 'draws: expected other seeds than that of the pilots, 1000, got [1000]'),
-                      (['checking', '--num_steps', '6', '--quiet', '--against', str(first)], 'again: expected runs of a cell that the study has')]:
+    (tmp_path/'other.csv').write_text('a,b\n1,2\n')
+    for args,why in [(['checking', '--against', str(tmp_path/'other.csv')], 'against: expected the rows of a study, got'),
+                     (['recipe', '--tasks', 'one'], "tasks: expected none, since recipe runs whole, got 'one'"),
+                     (['checking', '--tasks', 'tow'], "unknown task 'tow'; did you mean 'two'"),
+                     (['checking', '--draws', '1;2'], "draws: expected whole numbers with commas between them, got '1;2'"),
+                     (['checking', '--draws', '1000'], 'draws: expected other seeds than that of the pilots, 1000, got [1000]'),
+                     (['checking', '--num_steps', '6', '--quiet', '--against', str(first)], 'again: expected runs of a cell that the study has')]:
         assert cli.main(['study', *args]) == 2
         assert why in capsys.readouterr().err
 
