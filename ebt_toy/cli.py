@@ -362,7 +362,7 @@ def study_command(
     "Run a study of nbs/studies, whole or in part, or repeat it with other seeds"
     study = STUDIES[check_known('study', name, STUDIES)]
     first = None if against is None else import_rows(against)
-    if first is not None and not all({'seed', 'model_seed'} <= r.keys() for r in first[:1] or [{}]):
+    if first is not None and not (first and {'seed', 'model_seed'} <= first[0].keys()):
         raise ValueError(f"against: expected the rows of a study, got {against!r}")
     options = _study_options(name, tasks, num_steps, draws, pilot, seeds)
     executor = processes(workers, threads) if workers else None
