@@ -1101,6 +1101,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                              'ebt_toy/several_answers.py'),
                                          'ebt_toy.several_answers.several_answers_study': ( 'studies/several_answers.html#several_answers_study',
                                                                                             'ebt_toy/several_answers.py')},
+            'ebt_toy.starts': {'ebt_toy.starts.starts_study': ('studies/starts.html#starts_study', 'ebt_toy/starts.py')},
             'ebt_toy.store': { 'ebt_toy.store._cell': ('sweeps/store.html#_cell', 'ebt_toy/store.py'),
                                'ebt_toy.store._check_filters': ('sweeps/store.html#_check_filters', 'ebt_toy/store.py'),
                                'ebt_toy.store._claimed': ('sweeps/store.html#_claimed', 'ebt_toy/store.py'),

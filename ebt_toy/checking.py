@@ -101,6 +101,9 @@ STUDIED_MODELS = {
     'recurrent': train_recurrent,
     'fixed point': train_fixed_point,
     'ensemble': partial(train_ensemble, activation='silu')}
+STUDIED_MODELS |= {f'{e} energy{where}{how}': partial(train_energy_model, energy=e.lower(), start=start, noise=s)
+                   for e in ('Cauchy', 'bowl') for where,start in (('', 'normal'), (', from zero', 'zeros'))
+                   for how,s in (('', 0.), (', noise', 0.01)) if where or how}      # of the study of starts
 _CORE,_BESIDE = ('Cauchy energy', 'bowl energy', 'FFN', 'gated FFN'),('quartic energy', 'multiplying FFN')
 _CHECKS,_ONLY_SMALL = ('bilinear energy', 'MLP energy', 'recurrent'),('fixed point', 'ensemble')
 _HARDER = dict(divide=(2, 4, 8), solve=(10/3, 6, 12), multiply=(None,), apply=(10/3, 6), square=(2,), sqrt=(2, 3),
@@ -157,6 +160,7 @@ def _models_on(task):
 def checking_study(
     tasks=tuple(STUDIED_TASKS), # Keys of `STUDIED_TASKS`
     num_steps:int|None=None,    # Updates; None takes those of the study, 10,000 or 3,000
+    models=None,                # Keys of `STUDIED_MODELS`, at width 128; None takes those of the study
     **options                   # Passed to `study_rows`, e.g. `seeds=`, `store=` and `executor=`
 ) -> list[dict]:                # A row per run
     """The study, or a part of it
@@ -164,6 +168,7 @@ def checking_study(
     Args:
         tasks: Keys of `STUDIED_TASKS`
         num_steps: Updates; None takes those of the study, 10,000 or 3,000
+        models: Keys of `STUDIED_MODELS`, at width 128; None takes those of the study
         **options: Passed to `study_rows`, e.g. `seeds=`, `store=` and `executor=`
 
     Returns:
@@ -173,7 +178,7 @@ def checking_study(
         name,d = STUDIED_TASKS[task]
         updates = (10_000 if task in _LINEAR else 3000) if num_steps is None else num_steps
         return dict(task=name, vec_size=d, model=model, latent_dim=width, num_steps=updates)
-    cells = [cell(t, *m) for t in tasks for m in _models_on(t)]
+    cells = [cell(t, *m) for t in tasks for m in (_models_on(t) if models is None else [(m, 128) for m in models])]
     return study_rows(checking_scores, cells, **options)
 
 # %% ../nbs/studies/checking.ipynb #ffc56f85
