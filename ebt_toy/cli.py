@@ -31,6 +31,7 @@ from .runner import Results, insist, recipe_names, run_main
 from .saving import prepare_saving, save_results
 from .serve import explore_command
 from .several_answers import several_answers_study
+from .starts import starts_study
 from .store import export_rows, import_rows
 from .sweeps import FAILED, format_table, processes, sweep, sweep_summary, sweep_table
 from .verify import verify_study
@@ -327,7 +328,7 @@ def sweep_main(
 # %% ../nbs/cli.ipynb #11d97ff2
 STUDIES = dict(checking=checking_study, matched=matched_study, recipe=recipe_study, gradients=gradients_study,
                verify=verify_study, several_answers=several_answers_study, published_tables=published_tables_study,
-               listops_learning=listops_study)
+               starts=starts_study, listops_learning=listops_study)
 
 def _whole_numbers(name, text):
     "Whole numbers written with commas between them"
@@ -346,7 +347,7 @@ def _study_options(name, tasks, num_steps, draws, pilot, seeds):
 
 # %% ../nbs/cli.ipynb #aa10d001
 def study_command(
-    name:str, # checking, matched, recipe, gradients, verify, several_answers, published_tables or listops_learning
+    name:str, # checking, matched, recipe, gradients, verify, several_answers, published_tables, starts, listops_learning
     store:str=None,      # File of results, made if there is none; units in it are not run again
     workers:int=0,       # Processes; 0 runs all jobs in this one
     threads:int=1,       # CPU threads per process
