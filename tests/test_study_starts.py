@@ -33,7 +33,8 @@ def test_a_run_gives_what_its_row_says():
     row = checking_runs(_kept('starts'), 'square', 'Cauchy energy, from zero, noise')[0]
     settings = {k: row[k] for k in ('task', 'vec_size', 'seed', 'model', 'latent_dim', 'lr', 'num_steps')}
     [scores] = checking_scores(settings, [row['model_seed']])
-    assert (scores['n_params'], scores['training_flops'], scores['flops_200']) == (row['n_params'], row['training_flops'], row['flops_200'])
+    assert scores['n_params'] == row['n_params'] and scores['training_flops'] == row['training_flops']
+    assert scores['flops_200'] == pytest.approx(row['flops_200'], rel=1e-3)      # kept with four digits
     for k in ('val', 'mse_0_10', 'mse_0_200', 'id_200'): assert 0.4 < scores[k]/row[k] < 2.5      # rounding differs from CPU to CPU
 
 def test_models_begin_where_they_were_trained_to():
