@@ -11,7 +11,7 @@ from ebt_toy.data import create_synthetic_data
 from ebt_toy.ebt import trace
 from ebt_toy.energies import Cauchy
 from ebt_toy.protocol import DRAWS, trained_by_rules
-from ebt_toy.starts import FROM_ZERO, STARTED
+from ebt_toy.starts import STARTED_MODELS, STARTED_TASKS
 from ebt_toy.store import import_rows
 
 def _kept(name): return import_rows(Path(__file__).parents[1]/'nbs'/'studies'/f'{name}.csv')
@@ -20,8 +20,8 @@ def test_kept_rows_of_starts_are_whole():
     rows = _kept('starts')
     groups = Counter((r['task'], r['vec_size'], r['model'], r['lr']) for r in rows)
     assert set(groups.values()) == {20} and {r['seed'] for r in rows} == set(DRAWS) and {r['status'] for r in rows} == {'finished'}
-    assert {r['model'] for r in rows} <= set(FROM_ZERO) and len({g[:3] for g in groups}) == len(groups)
-    assert {STUDIED_TASKS[t] for t in STARTED} == {g[:2] for g in groups if g[2] == 'Cauchy energy, from zero, noise'}
+    assert {r['model'] for r in rows} <= set(STARTED_MODELS) and len({g[:3] for g in groups}) == len(groups)
+    assert {STUDIED_TASKS[t] for t in STARTED_TASKS} == {g[:2] for g in groups if g[2] == 'Cauchy energy, from zero, noise'}
 
 def test_the_hundred_pairs_have_draws_and_seeds_of_their_own():
     rows = _kept('starts_100')
@@ -39,7 +39,7 @@ def test_a_run_gives_what_its_row_says():
 
 def test_models_begin_where_they_were_trained_to():
     data = create_synthetic_data('apply', 64, 16, 16, vec_size=2)
-    for name in FROM_ZERO:
+    for name in STARTED_MODELS:
         [model] = trained_by_rules(STUDIED_MODELS[name], data, dict(latent_dim=8, lr=1e-3, num_steps=2), [0])
         first = trace(model, data.val_dataset.tensors[0]).guesses[0]
         assert (first.abs().sum() == 0) == ('from zero' in name) and model.practice.noise == (0.01 if 'noise' in name else 0)
