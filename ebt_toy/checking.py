@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .core import check_known
 from .data import create_synthetic_data
 from .ebt import train_energy_model
 from .energies import Bowl, Quadratic
@@ -163,7 +164,7 @@ def checking_study(
     models=None,                # Keys of `STUDIED_MODELS`, at width 128; None takes those of the study
     **options                   # Passed to `study_rows`, e.g. `seeds=`, `store=` and `executor=`
 ) -> list[dict]:                # A row per run
-    """The study, or a part of it
+    """The study, or a part of it; raises `ValueError` for models it does not know
 
     Args:
         tasks: Keys of `STUDIED_TASKS`
@@ -178,7 +179,8 @@ def checking_study(
         name,d = STUDIED_TASKS[task]
         updates = (10_000 if task in _LINEAR else 3000) if num_steps is None else num_steps
         return dict(task=name, vec_size=d, model=model, latent_dim=width, num_steps=updates)
-    cells = [cell(t, *m) for t in tasks for m in (_models_on(t) if models is None else [(m, 128) for m in models])]
+    given = None if models is None else [(check_known('model', m, STUDIED_MODELS), 128) for m in models]
+    cells = [cell(t, *m) for t in tasks for m in given or _models_on(t)]
     return study_rows(checking_scores, cells, **options)
 
 # %% ../nbs/studies/checking.ipynb #ffc56f85

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from ebt_toy.checking import STUDIED_MODELS, STUDIED_TASKS, checking_runs, checking_scores
+from ebt_toy.checking import STUDIED_MODELS, STUDIED_TASKS, checking_runs, checking_scores, checking_study
 from ebt_toy.data import create_synthetic_data
 from ebt_toy.ebt import trace
 from ebt_toy.energies import Cauchy
@@ -43,6 +43,9 @@ def test_models_begin_where_they_were_trained_to():
         [model] = trained_by_rules(STUDIED_MODELS[name], data, dict(latent_dim=8, lr=1e-3, num_steps=2), [0])
         first = trace(model, data.val_dataset.tensors[0]).guesses[0]
         assert (first.abs().sum() == 0) == ('from zero' in name) and model.practice.noise == (0.01 if 'noise' in name else 0)
+
+def test_an_unknown_model_is_refused():
+    with pytest.raises(ValueError, match="unknown model 'bowl energi'; did you mean 'bowl energy'"): checking_study(['sort'], models=['bowl energi'])
 
 @given(st.floats(-2, 2), st.floats(-2, 2))
 def test_a_quadratic_residual_holds_the_cube_root(x, y):
