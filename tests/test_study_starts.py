@@ -1,4 +1,4 @@
-"Where thinking begins: rows, ways of training, and what an energy can hold."
+"Where a descent starts: rows, ways of training, and what an energy can hold."
 from collections import Counter
 from pathlib import Path
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from ebt_toy.checking import STUDIED_MODELS, STUDIED_TASKS, checking_runs, checking_scores, checking_study
+from ebt_toy.checking import STARTED_MODELS, STUDIED_MODELS, STUDIED_TASKS, checking_runs, checking_scores, checking_study
 from ebt_toy.data import create_synthetic_data
 from ebt_toy.ebt import trace
 from ebt_toy.energies import Cauchy
 from ebt_toy.protocol import DRAWS, trained_by_rules
-from ebt_toy.starts import STARTED_MODELS, STARTED_TASKS
+from ebt_toy.starts import STARTED_TASKS
 from ebt_toy.store import import_rows
 
 def _kept(name): return import_rows(Path(__file__).parents[1]/'nbs'/'studies'/f'{name}.csv')
